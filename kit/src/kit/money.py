@@ -1,0 +1,78 @@
+"""Exact arithmetic on integer minor units. No binary float comes near."""
+
+from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
+
+# ISO 4217 currencies whose minor unit is not a hundredth.
+_EXPONENTS = {
+    **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"), 0),
+    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
+}
+
+
+def minor_exponent(currency: str) -> int:
+    """How many decimals the minor unit of an ISO 4217 currency has."""
+    return _EXPONENTS.get(currency, 2)
+
+
+def line_amount_minor(quantity: str, unit_price: str, currency: str) -> int:
+    """Quantity × unit price in minor units, rounded half up (away from zero).
+
+    Both are decimal text of at most 18 digits, so the product is exact in the default context of 28 digits only up to that; it is
+    computed on scaled integers, which have no limit.
+    """
+    quantity_digits, quantity_scale = scaled(quantity)
+    price_digits, price_scale = scaled(unit_price)
+    scale = quantity_scale + price_scale - minor_exponent(currency)
+    product = quantity_digits * price_digits
+    if scale <= 0:
+        return int(product * 10**-scale)
+    return rounded_half_up(product, 10**scale)
+
+
+def scaled(text: str) -> tuple[int, int]:
+    """Decimal text as (digits, scale): "1.250" is (1250, 3). Raises ValueError for anything else."""
+    whole, point, fraction = text.partition(".")
+    return (int(whole + fraction), len(fraction)) if point else (int(whole), 0)
+
+
+def rounded_half_up(numerator: int, denominator: int) -> int:
+    """numerator ÷ denominator to the nearest integer, halves away from zero."""
+    if numerator < 0:
+        return -((-2 * numerator + denominator) // (2 * denominator))
+    return (2 * numerator + denominator) // (2 * denominator)
+
+
+def shares(total: int, weights: Sequence[int]) -> list[int]:
+    """Shares `total` over `weights` by largest remainder; ties go to the lower index (mall#356: the shares must add up).
+
+    The shares sum to `total` exactly, and none exceeds its weight as long as `total` does not exceed their sum. Weights and total
+    are not negative. With nothing to share, or weights that are all zero, every share is zero.
+    """
+    whole = sum(weights)
+    if total == 0 or whole == 0:
+        return [0] * len(weights)
+    floors = [total * weight // whole for weight in weights]
+    left = total - sum(floors)
+    if left:
+        by_remainder = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % whole), i))
+        for i in by_remainder[:left]:
+            floors[i] += 1
+    return floors
+
+
+def first_part(total: int, part: Decimal, whole: Decimal) -> int:
+    """What the first `part` of `whole` units has of `total`: floor(total × part ÷ whole).
+
+    Differences of it over growing parts always add up to the total, whatever the parts are.
+    """
+    if part == whole:
+        return total
+    part_numerator, part_denominator = part.as_integer_ratio()
+    whole_numerator, whole_denominator = whole.as_integer_ratio()
+    return total * part_numerator * whole_denominator // (part_denominator * whole_numerator)
+
+
+def minor_of(amount: Decimal, currency: str) -> int:
+    """A decimal amount in major units as minor units, rounded half up."""
+    return int(amount.scaleb(minor_exponent(currency)).quantize(Decimal(1), rounding=ROUND_HALF_UP))

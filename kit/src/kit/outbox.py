@@ -1,0 +1,62 @@
+"""The transactional outbox: a fact is written in the transaction that made it true, and published afterwards.
+
+Every writing service has one such table in its own database. An event holds ids, amounts and codes only, never personal data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from sqlalchemy import BigInteger, Column, DateTime, Identity, Index, LargeBinary, MetaData, Table, Text, Uuid
+
+APPEND = """
+INSERT INTO outbox (event_id, topic, key, type, payload, traceparent, recorded_at)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::bytea[], $6::text[], $7::timestamptz[])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One fact to publish. `key` decides the partition and so the order; `payload` is the protobuf message named by `type`."""
+
+    event_id: str
+    topic: str
+    key: str
+    type: str
+    payload: bytes
+    traceparent: str
+    recorded_at: datetime
+
+
+def outbox_table(metadata: MetaData) -> Table:
+    """Declares the outbox in a service's own metadata."""
+    return Table(
+        "outbox",
+        metadata,
+        Column("position", BigInteger, Identity(always=True), primary_key=True),
+        Column("event_id", Uuid, nullable=False),
+        Column("topic", Text, nullable=False),
+        Column("key", Uuid, nullable=False),
+        Column("type", Text, nullable=False),
+        Column("payload", LargeBinary, nullable=False),
+        Column("traceparent", Text, nullable=False),
+        Column("recorded_at", DateTime(timezone=True), nullable=False),
+        Index("outbox_event_id", "event_id", unique=True),
+    )
+
+
+async def append(connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
+    """Appends events in the caller's transaction, in order."""
+    if events:
+        await connection.execute(
+            APPEND,
+            [e.event_id for e in events],
+            [e.topic for e in events],
+            [e.key for e in events],
+            [e.type for e in events],
+            [e.payload for e in events],
+            [e.traceparent for e in events],
+            [e.recorded_at for e in events],
+        )
