@@ -6,10 +6,10 @@ Every writing service has one such table in its own database. An event holds ids
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-import asyncpg
 from sqlalchemy import BigInteger, Column, DateTime, Identity, Index, LargeBinary, MetaData, Table, Text, Uuid
+
+from kit.db import RawConnection
 
 APPEND = """
 INSERT INTO outbox (event_id, topic, key, type, payload, traceparent, recorded_at)
@@ -47,7 +47,7 @@ def outbox_table(metadata: MetaData) -> Table:
     )
 
 
-async def append(connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
+async def append(connection: RawConnection, events: Sequence[Event]) -> None:
     """Appends events in the caller's transaction, in order."""
     if events:
         await connection.execute(

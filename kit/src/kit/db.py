@@ -1,0 +1,238 @@
+"""PostgreSQL: one engine a process, transactions that their opener commits, and migrations.
+
+The pool runs in autocommit and `transaction` issues BEGIN and COMMIT itself, so that SQLAlchemy statements and the bare asyncpg
+connection (`raw`) of one block are in one transaction, and a connection goes back to the pool without a round trip.
+
+    transaction(engine)                 read committed; commits at the end of the block, rolls back when it raises
+    transaction(engine, snapshot=True)  repeatable read, read only: all statements see one state
+    reading(engine)                     no transaction: for a single statement
+
+Only this module commits.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from sqlalchemy import MetaData, event, pool
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+    RawConnection = asyncpg.Connection[Any]
+else:
+    RawConnection = asyncpg.Connection
+
+CONNECT_SECONDS = 10.0
+POOL_WAIT_SECONDS = 10.0
+# A process that stops between two statements must not hold a member's wallet for ever.
+IDLE_IN_TRANSACTION = "30s"
+
+MIGRATION_LOCK = 7_021_953_884
+MIGRATION_LOCK_WAIT = "120s"
+MIGRATION_LOCK_TIMEOUT = "5s"
+MIGRATION_STATEMENT_TIMEOUT = "15min"
+
+# SQLSTATE classes and codes after which the same transaction may be tried again as it is.
+TRANSIENT_CLASSES = frozenset({"08", "57"})
+TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "53300"})
+STATEMENT_CANCELLED = "57014"
+
+
+class ConnectionLost(ConnectionError):
+    """The connection to the database ended inside a transaction."""
+
+
+class DatabaseIsNewer(Exception):
+    """The database was migrated by a newer release than this one, which must not write to it."""
+
+    def __init__(self, revision: str, head: str | None) -> None:
+        super().__init__(
+            f"The database is at revision {revision}, which this release (newest: {head or 'none'}) does not know. Run a newer release."
+        )
+        self.revision = revision
+        self.head = head
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """What a migration did: the revision before (None: an empty database) and after."""
+
+    before: str | None
+    after: str | None
+
+
+def create_engine(url: str, pool_size: int, *, application_name: str = "regulars") -> AsyncEngine:
+    """An engine with at most `pool_size` connections, opened when first needed.
+
+    `url` is libpq's form as asyncpg reads it: `postgresql://user@host:port/name`, a Unix socket as `?host=/dir`, `?sslmode=…`.
+    A connection that the server closed is noticed when it is taken from the pool, without asking the server.
+    """
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=_connector(url, application_name),
+        isolation_level="AUTOCOMMIT",
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_SECONDS,
+        hide_parameters=True,
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine
+
+
+def _connector(url: str, application_name: str) -> Callable[[], Awaitable[RawConnection]]:
+    async def connect() -> RawConnection:
+        return await asyncpg.connect(
+            url.replace("postgresql+asyncpg://", "postgresql://", 1),
+            timeout=CONNECT_SECONDS,
+            server_settings={
+                "application_name": application_name,
+                "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+                # Short statements with known plans: compiling them costs more than it saves.
+                "jit": "off",
+                "timezone": "UTC",
+            },
+        )
+
+    return connect
+
+
+def _refuse_closed(dbapi_connection: "DBAPIConnection", entry: "ConnectionPoolEntry", _proxy: object) -> None:
+    """Pool event: a connection that died while idle means that its neighbours did too, so the pool begins anew."""
+    driver = entry.driver_connection or dbapi_connection
+    if driver.is_closed():
+        raise InvalidatePoolError
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine, *, snapshot: bool = False) -> AsyncIterator[AsyncConnection]:
+    """A transaction that commits at the end of the block and rolls back when the block raises.
+
+    With `snapshot`, it is read only and every statement sees the same state. Raises ConnectionLost when the connection ended before
+    the commit was confirmed: whether it happened is not known.
+    """
+    async with engine.connect() as connection:
+        driver = raw(connection)
+        block = driver.transaction(isolation="repeatable_read", readonly=True) if snapshot else driver.transaction()
+        try:
+            async with block:
+                yield connection
+        except Exception as error:
+            if driver.is_closed():
+                raise ConnectionLost from error
+            raise
+        finally:
+            # Open only after a fault while ending it: no one else may be handed this connection.
+            if driver.is_closed() or driver.is_in_transaction():
+                driver.terminate()
+                await connection.invalidate()
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection without a transaction, for a single reading statement."""
+    async with engine.connect() as connection:
+        yield connection
+
+
+def raw(connection: AsyncConnection) -> RawConnection:
+    """The asyncpg connection inside, for set-based statements over arrays. It shares the block's transaction."""
+    inner = connection.sync_connection
+    driver: RawConnection | None = inner.connection.driver_connection if inner else None
+    if driver is None:
+        raise ConnectionLost
+    return driver
+
+
+def may_retry(error: BaseException) -> bool:
+    """Whether a transaction failed for a reason of the moment: a lost connection, a deadlock, a lock not had, a restarting server.
+
+    After a lost connection it is not known whether the commit happened: only what carries an operation id may be tried again.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    code = getattr(cause, "sqlstate", None)
+    if isinstance(code, str):
+        return code in TRANSIENT_CODES or (code[:2] in TRANSIENT_CLASSES and code != STATEMENT_CANCELLED)
+    invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
+    return invalidated or isinstance(cause, OSError | TimeoutError | PoolTimeout)
+
+
+async def wait_until_ready(engine: AsyncEngine, seconds: float) -> None:
+    """Returns once the database answers; raises its last refusal when it has not for `seconds`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    pause = 0.05
+    while True:
+        try:
+            async with reading(engine) as connection:
+                await raw(connection).execute("SELECT 1")
+        except Exception as error:
+            if not may_retry(error) or loop.time() + pause > deadline:
+                raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+        else:
+            return
+
+
+async def migrate(url: str, script_location: str) -> Migrated:
+    """Brings a database to the newest revision of `script_location` (`package:folder`), each migration in a transaction of its own.
+
+    Several processes may call it at once: one migrates, the others wait and find it done. A migration that cannot have a table's
+    lock within seconds fails rather than queue every request behind it, and may be tried again. Raises DatabaseIsNewer, and changes
+    nothing, when the database has a revision that `script_location` does not hold.
+    """
+    # Alembic is needed here only: a serving process does without its memory.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.migration import MigrationContext  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", script_location)
+    script = ScriptDirectory.from_config(config)
+    head = script.get_current_head()
+    known = {revision.revision for revision in script.walk_revisions()}
+
+    def current(connection: "Connection") -> str | None:
+        return MigrationContext.configure(connection).get_current_revision()
+
+    def upgrade(connection: "Connection") -> Migrated:
+        before = current(connection)
+        if before is not None and before not in known:
+            raise DatabaseIsNewer(before, head)
+        connection.rollback()
+        if before != head:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        return Migrated(before, head)
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=_connector(url, "regulars-migrate"), poolclass=pool.NullPool)
+    try:
+        async with engine.connect() as connection:
+            driver = raw(connection)
+            await driver.execute(f"SET lock_timeout = '{MIGRATION_LOCK_WAIT}'")
+            await driver.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+            await driver.execute(f"SET lock_timeout = '{MIGRATION_LOCK_TIMEOUT}'")
+            await driver.execute(f"SET statement_timeout = '{MIGRATION_STATEMENT_TIMEOUT}'")
+            return await connection.run_sync(upgrade)
+    finally:
+        await engine.dispose()
+
+
+def run_migrations(metadata: MetaData) -> None:
+    """The body of a service's `migrations/env.py`: runs on the connection that `migrate` opened."""
+    from alembic import context  # noqa: PLC0415
+
+    context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
