@@ -1,0 +1,240 @@
+"""gRPC between services: one way to serve, to connect, to say who asks, and to refuse.
+
+A call carries the actor's internal token, the trace and the request id as metadata. A `Refusal` travels as `google.rpc.Status` with
+`ErrorInfo` (its code) and `BadRequest` (its fields), and comes out on the other side as the same `Refusal`.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from kit.problems import FieldError, Refusal
+from kit.telemetry import TraceContext, current_request_id, current_trace, request_context
+from kit.tokens import Actor, TokenInvalid, TokenVerifier
+
+log = logging.getLogger(__name__)
+
+ERROR_DOMAIN = "regulars"
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_STATUS_DETAILS = "grpc-status-details-bin"
+_HEALTH_METHODS = f"/{health.SERVICE_NAME}/"
+
+_COMMON_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+]
+
+_CODE_OF_STATUS = {
+    400: code_pb2.INVALID_ARGUMENT,
+    401: code_pb2.UNAUTHENTICATED,
+    403: code_pb2.PERMISSION_DENIED,
+    404: code_pb2.NOT_FOUND,
+    409: code_pb2.ABORTED,
+    422: code_pb2.FAILED_PRECONDITION,
+    429: code_pb2.RESOURCE_EXHAUSTED,
+    503: code_pb2.UNAVAILABLE,
+}
+
+_actor: ContextVar[Actor | None] = ContextVar("actor", default=None)
+
+
+def current_actor() -> Actor:
+    """Whom the call under way acts for, as the interceptor verified.
+
+    Raises:
+        Refusal: 401, outside of a verified call.
+    """
+    actor = _actor.get()
+    if actor is None:
+        raise unauthenticated()
+    return actor
+
+
+def unauthenticated() -> Refusal:
+    """The refusal of a call without a valid internal token."""
+    return Refusal("unauthenticated", 401, "Not authenticated", "Send a valid key.")
+
+
+class Server:
+    """A gRPC server with health service, token check and refusals as rich errors.
+
+    Every call must carry `authorization: Bearer <internal token>`, but for the methods in `tokens_inside` (full names such as
+    `/regulars.member.v1.WalletService/ExecuteCommands`), whose messages carry the tokens of several actors.
+    `register` gets the server and adds the servicers.
+    """
+
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        register: Iterable[Callable[[grpc.aio.Server], None]],
+        *,
+        tokens_inside: Iterable[str] = (),
+        max_connection_age_seconds: int = 0,
+    ) -> None:
+        options = [
+            *_COMMON_OPTIONS,
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Two servers on one port would share its calls by chance.
+            ("grpc.so_reuseport", 0),
+        ]
+        if max_connection_age_seconds:
+            # Behind a plain TCP balancer, new replicas get work only as old connections end.
+            options += [("grpc.max_connection_age_ms", max_connection_age_seconds * 1000), ("grpc.max_connection_age_grace_ms", 30_000)]
+        self._server = grpc.aio.server(interceptors=[_Gate(verifier, frozenset(tokens_inside))], options=options)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # set at import, unknown to the stubs
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for add in register:
+            add(self._server)
+
+    async def start(self, address: str) -> int:
+        """Listens on `address` (`host:port`, `unix:/path`; port 0 for any) and says it is healthy. Returns the port."""
+        port = self._server.add_insecure_port(address)
+        await self._server.start()
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Says it is going, takes no new calls, and gives those under way `grace_seconds`."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+
+    async def wait_until_stopped(self) -> None:
+        """Returns when the server has stopped."""
+        await self._server.wait_for_termination()
+
+
+class _Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Verifies who calls, names the request for the logs, and turns refusals and faults into statuses."""
+
+    def __init__(self, verifier: TokenVerifier, tokens_inside: frozenset[str]) -> None:
+        self._verifier = verifier
+        self._tokens_inside = tokens_inside
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        handler = await continuation(details)
+        method = details.method
+        if handler is None or handler.unary_unary is None or method.startswith(_HEALTH_METHODS):
+            return handler  # type: ignore[no-any-return]  # the stubs do not know that there may be none
+        metadata = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
+
+        async def handle(request: object, context: Any) -> Any:  # noqa: ANN401  # the stubs give handlers another type
+            with request_context(TraceContext.parse(metadata.get("traceparent")), metadata.get("x-request-id", "")):
+                try:
+                    if method not in self._tokens_inside:
+                        _actor.set(self._verify(metadata.get("authorization", "")))
+                    return await handler.unary_unary(request, context)
+                except Refusal as refusal:
+                    await _abort(context, refusal)
+                except grpc.aio.BaseError:
+                    raise
+                except Exception:
+                    log.exception("call failed", extra={"method": method})
+                    await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+        return grpc.unary_unary_rpc_method_handler(
+            handle,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _verify(self, authorization: str) -> Actor:
+        try:
+            return self._verifier.verify(authorization.removeprefix("Bearer "))
+        except TokenInvalid:
+            raise unauthenticated() from None
+
+
+async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal) -> None:
+    status = _rich_status(refusal)
+    metadata = ((_STATUS_DETAILS, status.SerializeToString()),)
+    await context.abort(_GRPC_CODES[status.code], status.message, metadata)
+
+
+_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _rich_status(refusal: Refusal) -> status_pb2.Status:
+    info = error_details_pb2.ErrorInfo(
+        reason=refusal.code,
+        domain=ERROR_DOMAIN,
+        metadata={"status": str(refusal.status), "title": refusal.title},
+    )
+    fields = error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(field=error.pointer, reason=error.code, description=error.detail)
+            for error in refusal.errors
+        ]
+    )
+    status = status_pb2.Status(code=_CODE_OF_STATUS.get(refusal.status, code_pb2.UNKNOWN), message=refusal.detail)
+    for detail in (info, fields) if refusal.errors else (info,):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def refusal_of(error: grpc.aio.AioRpcError) -> Refusal | None:
+    """The refusal that the called service raised; None when the call failed for another reason."""
+    metadata: Any = error.trailing_metadata()
+    for key, value in metadata or ():
+        if key == _STATUS_DETAILS and isinstance(value, bytes):
+            return _refusal_in(status_pb2.Status.FromString(value))
+    return None
+
+
+def _refusal_in(status: status_pb2.Status) -> Refusal | None:
+    info, fields = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        if not detail.Unpack(info):
+            detail.Unpack(fields)
+    if info.domain != ERROR_DOMAIN:
+        return None
+    errors = [FieldError(violation.field, violation.reason, violation.description) for violation in fields.field_violations]
+    return Refusal(info.reason, int(info.metadata["status"]), info.metadata["title"], status.message, errors)
+
+
+def create_channel(address: str) -> grpc.aio.Channel:
+    """A channel that notices a dead peer, finds a restarted one within half a second, and leaves retries to its caller."""
+    options = [
+        *_COMMON_OPTIONS,
+        ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
+    ]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def call_metadata(token: str | None = None) -> Sequence[tuple[str, str]]:
+    """Metadata for a call made on behalf of the request under way: its trace and id, and the actor's token."""
+    trace = current_trace()
+    pairs = (
+        ("authorization", f"Bearer {token}" if token else ""),
+        ("traceparent", trace.header() if trace else ""),
+        ("x-request-id", current_request_id()),
+    )
+    return tuple(pair for pair in pairs if pair[1])
+
+
+async def is_serving(channel: grpc.aio.Channel, timeout_seconds: float = 1.0) -> bool:
+    """Whether the service at the other end answers its health check."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    try:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,122 @@
+"""Logs as JSON lines, and the W3C trace context that goes through every call.
+
+A log line names ids, codes and places in the code. It holds no text of an exception, for a database quotes the values it refuses.
+"""
+
+import json
+import logging
+import re
+import secrets
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,100}")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A place in a trace: `trace_id` names the whole journey (32 hex digits), `span_id` this part of it (16 hex digits)."""
+
+    trace_id: str
+    span_id: str
+    flags: str = "01"
+
+    @classmethod
+    def parse(cls, traceparent: str | None) -> "TraceContext | None":
+        """What a `traceparent` header says; None when there is none or it is not well-formed."""
+        found = TRACEPARENT.fullmatch(traceparent) if traceparent else None
+        return cls(found[1], found[2], found[3]) if found else None
+
+    @classmethod
+    def new(cls) -> "TraceContext":
+        """The start of a trace."""
+        return cls(secrets.token_hex(16), secrets.token_hex(8))
+
+    def child(self) -> "TraceContext":
+        """A part of the same trace below this one."""
+        return TraceContext(self.trace_id, secrets.token_hex(8), self.flags)
+
+    def header(self) -> str:
+        """The value of a `traceparent` header."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+
+
+_trace: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def current_trace() -> TraceContext | None:
+    """The trace context of the request under way."""
+    return _trace.get()
+
+
+def current_request_id() -> str:
+    """The id of the request under way; empty outside of one."""
+    return _request_id.get()
+
+
+@contextmanager
+def request_context(trace: TraceContext | None, request_id: str) -> Iterator[None]:
+    """Names the request under way for the logs and for calls made inside the block."""
+    trace_before, id_before = _trace.set(trace), _request_id.set(request_id)
+    try:
+        yield
+    finally:
+        _trace.reset(trace_before)
+        _request_id.reset(id_before)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, service, logger, message, trace and request ids, and what `extra` adds."""
+
+    _own = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName", "color_message"}
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if trace := _trace.get():
+            line |= {"trace_id": trace.trace_id, "span_id": trace.span_id}
+        if request_id := _request_id.get():
+            line["request_id"] = request_id
+        line |= {name: value for name, value in vars(record).items() if name not in self._own}
+        if record.exc_info and record.exc_info[1]:
+            line["exception"] = describe(record.exc_info[1])
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """What may be logged of an exception: its type, SQLSTATE, places in the code, and the same of its cause; never its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    described: dict[str, Any] = {
+        "type": type(error).__qualname__,
+        "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+    }
+    if isinstance(sqlstate := getattr(error, "sqlstate", None), str):
+        described["sqlstate"] = sqlstate
+    if cause := error.__cause__ or error.__context__:
+        described["cause"] = describe(cause)
+    return described
+
+
+def configure_logging(service: str, level: str = "INFO") -> None:
+    """Sends every logger of the process to standard error as JSON lines, from `level` on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(service))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
