@@ -10,8 +10,6 @@
 Losing `personal_data.json` loses every name, phone and birthday: back it up apart from the database.
 """
 
-import base64
-import json
 import os
 import secrets
 import sys
@@ -20,6 +18,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
+
+from kit.crypto import generate
 
 KEY_BYTES = 32
 
@@ -43,8 +43,7 @@ def create_missing_keys(folder: Path) -> list[Path]:
     if _create(fingerprint, secrets.token_hex(KEY_BYTES).encode() + b"\n"):
         made.append(fingerprint)
     personal = folder / "personal_data.json"
-    fresh = {name: base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() for name in ("kek", "index_key")}
-    if _create(personal, json.dumps(fresh, indent=2).encode() + b"\n"):
+    if _create(personal, generate()):
         made.append(personal)
     return made
 
