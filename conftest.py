@@ -1,4 +1,76 @@
-"""What every package's tests share."""
+"""What every package's tests share: a real PostgreSQL, and databases of their own on it."""
+
+import asyncio
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
 
 # Before pytest takes the folder `kit/`, which holds `kit/tests`, for a namespace package of that name.
 import kit  # noqa: F401
+from regulars_cli.up.postgres import EmbeddedPostgres
+
+MakeDatabase = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server, as the URL of its database `postgres`: `TEST_DATABASE_URL` if given, else an embedded one for this session."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="regulars-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o711)
+        # The data is thrown away: nothing need survive a power cut.
+        settings = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+        with EmbeddedPostgres(Path(folder) / "data", settings=settings) as server:
+            yield server.url()
+
+
+@pytest.fixture(scope="session")
+def make_database(postgres_url: str) -> Iterator[MakeDatabase]:
+    """A factory of databases, `make_database(template=None) -> url`: new, empty or a copy of `template`, dropped when the session ends."""
+    made: list[str] = []
+
+    def make(template: str | None = None) -> str:
+        """The URL of a new database; `template` is the URL of one to copy, to which nobody may be connected."""
+        name = f"test_{uuid.uuid4().hex}"
+        source = f' TEMPLATE "{urlsplit(template).path[1:]}"' if template else ""
+        _execute(postgres_url, f'CREATE DATABASE "{name}"{source}')
+        made.append(name)
+        return urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+
+    yield make
+    for name in made:
+        _execute(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def _execute(url: str, statement: str) -> None:
+    """Run one statement; in a thread of its own, so that it may be called while an event loop runs."""
+    failed: list[BaseException] = []
+
+    async def run() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def in_thread() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
