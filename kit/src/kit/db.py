@@ -184,6 +184,15 @@ async def wait_until_ready(engine: AsyncEngine, seconds: float) -> None:
             return
 
 
+async def current_revision(engine: AsyncEngine) -> str | None:
+    """The revision that the database was migrated to; None: it never was."""
+    async with reading(engine) as connection:
+        if await raw(connection).fetchval("SELECT to_regclass('alembic_version')") is None:
+            return None
+        found: str | None = await raw(connection).fetchval("SELECT version_num FROM alembic_version")
+        return found
+
+
 async def migrate(url: str, script_location: str) -> Migrated:
     """Brings a database to the newest revision of `script_location` (`package:folder`), each migration in a transaction of its own.
 

@@ -1,7 +1,14 @@
 """The tables of the member service's own database: each slice declares its own in this metadata."""
 
+from pathlib import Path
+
 from sqlalchemy import MetaData
 
 MIGRATIONS = "member:migrations"
 
 metadata = MetaData()
+
+
+def newest_revision() -> str:
+    """The revision that this release's code needs at least: the number its newest migration begins with."""
+    return max(path.name[:4] for path in (Path(__file__).parent / "migrations" / "versions").glob("[0-9]*.py"))
