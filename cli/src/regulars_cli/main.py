@@ -1,0 +1,41 @@
+"""The command `regulars`: one subcommand each for what an operator does.
+
+Only the module of the subcommand called is imported, so that the long-running `regulars up` stays small.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# Each module has `add_parser(subparsers)`, which sets `func`: a function from the parsed arguments to the exit code.
+COMMANDS = {
+    "up": "regulars_cli.up.start",
+    "down": "regulars_cli.up.stop",
+    "programme": "regulars_cli.programmes",
+    "import": "regulars_cli.imports",
+    "reconcile": "regulars_cli.reconcile",
+}
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser with every subcommand, or with the one named alone."""
+    parser = argparse.ArgumentParser(prog="regulars", description="Run and tend a Regulars installation.")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        if only in (None, name):
+            import_module(module).add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    called = given[0] if given and given[0] in COMMANDS else None
+    parsed = build_parser(called).parse_args(given)
+    code: int = parsed.func(parsed)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

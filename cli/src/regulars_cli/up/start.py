@@ -1,0 +1,262 @@
+"""`regulars up`: start everything on this machine, in the foreground, until Ctrl-C or `regulars down`."""
+
+import argparse
+import errno
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from kit.clock import SystemClock
+from kit.ids import uuid7
+from kit.keys import KeysUnusable, create_missing_keys
+from regulars_cli.up import CannotStart
+from regulars_cli.up.installation import Installation
+from regulars_cli.up.postgres import EmbeddedPostgres
+from regulars_cli.up.processes import last_line, tied_to_this_process
+from regulars_cli.up.sockets import socket_folder
+from regulars_cli.up.supervisor import StopRequested, Supervisor, keep_log_small, stop_on_signals
+from regulars_cli.up.topology import DATABASES, REPOSITORY, Topology
+
+DEFAULT_PORT = 8600
+DEMO_PROGRAMME = REPOSITORY / "programmes" / "demo.yaml"
+# At a start; while running, the supervisor allows more.
+LOG_BYTES = 4 * 1024 * 1024
+STEP_SECONDS = 600
+EMBEDDED = "embedded"
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `up`."""
+    parser = subparsers.add_parser("up", help="start everything on this machine, until Ctrl-C", description=__doc__)
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="where the gateway listens (default %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address it listens on (default %(default)s, this machine only)")
+    parser.add_argument("--var", type=Path, default=REPOSITORY / "var", help="where the data is (default %(default)s)")
+    parser.add_argument(
+        "--database-url",
+        default=os.environ.get("DATABASE_URL") or None,
+        help="a PostgreSQL server to use instead of the embedded one, postgresql://user:password@host/database (or DATABASE_URL)",
+    )
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit code 0 after a requested stop, 1 when it could not start."""
+    # Lines appear at once also when the output goes to a file.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+    try:
+        with stop_on_signals():
+            up(Installation(arguments.var.absolute()), arguments.host, arguments.port, arguments.database_url)
+    except StopRequested:
+        return 0
+    except (CannotStart, KeysUnusable) as error:
+        print(f"Cannot start: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"Cannot start: {_sentence(error, arguments.var)}", file=sys.stderr)
+    return 1
+
+
+def up(installation: Installation, host: str, port: int, database_url: str | None) -> None:
+    """Start all, say so, and look after it until `StopRequested`.
+
+    Raises:
+        CannotStart: with one sentence that says what to do.
+    """
+    with installation.locked(), ExitStack() as at_end:
+        for name in installation.stop_leftovers():
+            say(f"Stopped the {name} that an earlier start left running.")
+        _check_port(host, port)
+        _trim_logs(installation)
+        create_missing_keys(installation.keys)
+        supervisor = Supervisor(say, installation.note_processes)
+        at_end.callback(installation.forget_processes)
+        if database_url is None:
+            server_url = _start_postgres(installation, supervisor, at_end)
+        else:
+            server_url = database_url
+            at_end.callback(_stop, supervisor)
+        sockets = socket_folder(installation.run, "member.sock")
+        if sockets != installation.run:
+            at_end.callback(shutil.rmtree, sockets, ignore_errors=True)
+        topology = Topology(server_url, installation.keys, installation.logs, sockets, host, port)
+        seeded = _prepare_databases(topology, installation, embedded=database_url is None)
+        say("Starting member and gateway.")
+        supervisor.start(topology.services())
+        _announce(installation, topology, seeded)
+        supervisor.watch()
+
+
+def say(line: str) -> None:
+    """Tell the console; a console that went away is no reason to stop."""
+    with suppress(OSError, ValueError):
+        print(line)
+
+
+def _stop(supervisor: Supervisor) -> None:
+    say("Stopping.")
+    supervisor.stop()
+    say("Stopped.")
+
+
+def _start_postgres(installation: Installation, supervisor: Supervisor, at_end: ExitStack) -> str:
+    """The URL of the embedded server, started."""
+    # Variables that PostgreSQL's drivers read are meant for another server.
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+    # The log of what is not yet in the tables may take a part of the disk, not all of it.
+    wal_mb = min(4096, max(256, installation.free_mb() // 4))
+    postgres = EmbeddedPostgres(
+        installation.postgres, log=installation.logs / "postgres.log", settings={"max_wal_size": f"{wal_mb}MB", "min_wal_size": "128MB"}
+    )
+    fresh = not installation.postgres.exists()
+    say("Making the database's folder and starting PostgreSQL." if fresh else "Starting PostgreSQL.")
+    postgres.prepare()
+    if not postgres.data_dir.is_relative_to(installation.folder):
+        say(f"{installation.folder} is closed to other users, so PostgreSQL keeps its data in {postgres.data_dir.parent}.")
+    at_end.callback(postgres.remove_socket_dir)
+    at_end.callback(_stop, supervisor)
+    supervisor.start([postgres.spec()])
+    return postgres.url()
+
+
+def _prepare_databases(topology: Topology, installation: Installation, *, embedded: bool) -> dict[str, Any]:
+    """Databases, tables, the demo chain and its programme, each made where it is missing; what `seed-demo` answered, with the keys."""
+    environment = topology.environment()
+    steps = _Steps(installation.logs, environment)
+    steps.run("databases", [(("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})])
+    steps.run("migrate", [(("member", "migrate"), {}), (("gateway", "migrate"), {})])
+    seed, _ = steps.run("demo", [(("gateway", "seed-demo"), {}), (("member", "apply-programme", str(DEMO_PROGRAMME)), {})])
+    answer: dict[str, Any] = json.loads(seed)
+    answer["database"] = EMBEDDED if embedded else _without_password(topology.server_url)
+    answer["new"] = bool(answer.get("till_key"))
+    if not answer["new"]:
+        known = installation.read_up()
+        if known.get("database") == answer["database"] and known.get("till_key") and known.get("admin_key"):
+            answer |= {"till_key": known["till_key"], "admin_key": known["admin_key"]}
+        else:
+            # Only their hashes are kept, so keys that nobody noted can but be replaced.
+            (seed,) = steps.run("demo", [(("gateway", "seed-demo", "--new-keys"), {})])
+            answer |= json.loads(seed) | {"new": True}
+    return answer
+
+
+class _Steps:
+    """Runs commands that end, with what they say on standard error in a log."""
+
+    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+        self._log = logs / "setup.log"
+        self._environment = environment
+
+    def run(self, what: str, modules: Sequence[tuple[tuple[str, ...], Mapping[str, str]]]) -> list[str]:
+        """Run Python modules side by side, each with settings of its own; what each printed.
+
+        Raises:
+            CannotStart: one of them failed; the sentence is the last that it said.
+        """
+        with self._log.open("ab") as log, ExitStack() as running:
+            processes = [
+                running.enter_context(
+                    subprocess.Popen(
+                        (sys.executable, "-m", *module),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                        env={**os.environ, **self._environment, **more},
+                        start_new_session=True,
+                        preexec_fn=tied_to_this_process(),  # noqa: PLW1509 - the supervisor has one thread
+                        text=True,
+                    )
+                )
+                for module, more in modules
+            ]
+            try:
+                answers = [process.communicate(timeout=STEP_SECONDS)[0] for process in processes]
+            except BaseException:
+                for process in processes:
+                    process.kill()
+                raise
+        if any(process.returncode for process in processes):
+            raise CannotStart(f"{what}: {last_line(self._log).rstrip('.')} (see {self._log}).")
+        return answers
+
+
+def _announce(installation: Installation, topology: Topology, seeded: Mapping[str, Any]) -> None:
+    """Write `up.json` and tell the console where everything is."""
+    content = {"url": topology.url, **{name: seeded[name] for name in ("till_key", "admin_key", "store_id", "till_id")}, "pid": os.getpid()}
+    installation.write_up(content | {"database": seeded["database"]})
+    say("")
+    say(f"Regulars is ready at {topology.url} (pages at {topology.url}/docs). Ctrl-C or `make down` stops it.")
+    if seeded["new"]:
+        say(f"  till key   {seeded['till_key']}")
+        say(f"  admin key  {seeded['admin_key']}")
+        say(f"These keys are shown once; they are also in {installation.up_file}, which only you can read.")
+        key = str(seeded["till_key"])
+    else:
+        say(f"The keys are in {installation.up_file}.")
+        key = f'$(sed -n \'s/.*"till_key": "\\(.*\\)".*/\\1/p\' {shlex.quote(str(installation.up_file))})'
+    say("Record a sale:")
+    say("")
+    say(curl_line(topology.url, key, str(seeded["store_id"]), str(seeded["till_id"])))
+    say("")
+
+
+def curl_line(url: str, key: str, store_id: str, till_id: str) -> str:
+    """A command that records a sale of one pair of earphones, and gives the same answer when it is run again."""
+    sale = {
+        "operation_id": f"demo-{uuid7()}",
+        "store_id": store_id,
+        "till_id": till_id,
+        "sold_at": SystemClock().now().isoformat(timespec="seconds"),
+        "currency": "CNY",
+        "lines": [
+            {"line_no": 1, "sku": "A100", "description": "Earphones", "quantity": "1", "unit_price": "199.90", "amount_minor": 19990},
+        ],
+        "tenders": [{"type": "cash", "amount_minor": 19990}],
+    }
+    return (
+        f'curl -sS {url}/v1/sales -H "Authorization: Bearer {key}" -H "Content-Type: application/json" -d {shlex.quote(json.dumps(sale))}'
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
+    return int(text)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        # As servers do: what is left of ended connections does not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs more rights than this user has"}.get(error.errno or 0)
+            raise CannotStart(f"Port {port} of {host} {reason or 'cannot be used'}; choose another with `make up PORT=…`.") from None
+
+
+def _trim_logs(installation: Installation) -> None:
+    for log in installation.logs.glob("*.log"):
+        keep_log_small(log, LOG_BYTES)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+
+def _sentence(error: OSError, var: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk that holds {var} is full; make room first."
+    if isinstance(error, PermissionError):
+        return f"{error.filename or var} belongs to another user; start as that user, or give another folder with --var."
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."

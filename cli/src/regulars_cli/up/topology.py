@@ -1,0 +1,103 @@
+"""What runs on one machine: every process, its settings and the order, readable in one place.
+
+till ──REST──> gateway ──gRPC, Unix socket──> member
+                  └── database `gateway`         └── database `member`     (one PostgreSQL)
+"""
+
+import http.client
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from regulars_cli.up.processes import ProcessSpec
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+DATABASES = ("member", "gateway")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The services of one installation over one PostgreSQL server."""
+
+    server_url: str
+    keys: Path
+    logs: Path
+    sockets: Path
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where clients find the gateway."""
+        return f"http://{self.host}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """The settings of all services."""
+        return {
+            "MEMBER_DATABASE_URL": with_database(self.server_url, "member"),
+            "MEMBER_LISTEN": f"unix:{self._member_socket}",
+            "INTERNAL_TOKEN_PUBLIC_KEY_FILE": str(self.keys / "internal_token_public.pem"),
+            "PERSONAL_DATA_KEY_FILE": str(self.keys / "personal_data.json"),
+            "GATEWAY_DATABASE_URL": with_database(self.server_url, "gateway"),
+            "GATEWAY_HOST": self.host,
+            "GATEWAY_PORT": str(self.port),
+            "MEMBER_ADDRESS": f"unix:{self._member_socket}",
+            "INTERNAL_TOKEN_PRIVATE_KEY_FILE": str(self.keys / "internal_token_private.pem"),
+            "FINGERPRINT_KEY_FILE": str(self.keys / "fingerprint.key"),
+            # The allocator's per-thread pools would cost more memory than they save time.
+            "MALLOC_ARENA_MAX": "2",
+        }
+
+    def services(self) -> tuple[ProcessSpec, ...]:
+        """Every service; they are started together and stopped one by one, the last first, so the edge closes before what it calls."""
+        return (
+            self._service("member", lambda: _accepts(self._member_socket)),
+            self._service("gateway", lambda: _is_healthy(self.host, self.port)),
+        )
+
+    def _service(self, name: str, ready: Callable[[], bool]) -> ProcessSpec:
+        return ProcessSpec(
+            name=name,
+            command=(sys.executable, "-m", name, "serve"),
+            log=self.logs / f"{name}.log",
+            ready=ready,
+            environment=self.environment(),
+            stop_signal=signal.SIGTERM,
+            stop_seconds=15,
+        )
+
+    @property
+    def _member_socket(self) -> Path:
+        return self.sockets / "member.sock"
+
+
+def with_database(server_url: str, database: str) -> str:
+    """The same server, another database."""
+    return urlunsplit(urlsplit(server_url)._replace(path=f"/{database}"))
+
+
+def _accepts(path: Path) -> bool:
+    """Whether a server listens on the Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def _is_healthy(host: str, port: int) -> bool:
+    """Whether the gateway says that it can serve."""
+    connection = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=2)  # noqa: S104
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
