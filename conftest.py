@@ -19,6 +19,18 @@ from regulars_cli.up.postgres import EmbeddedPostgres
 MakeDatabase = Callable[..., str]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """In continuous integration everything must have run: what was skipped, listed above by `-ra`, fails it."""
+    if os.environ.get("CI") and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line("Some tests could not run, which is a failure where CI is set.", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and exitstatus == 0 and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A PostgreSQL server, as the URL of its database `postgres`: `TEST_DATABASE_URL` if given, else an embedded one for this session."""

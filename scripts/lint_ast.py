@@ -38,7 +38,10 @@ class Fault:
 
 def faults_in(source: str, path: PurePath) -> list[Fault]:
     """Every fault of the Python text `source`; `path`, relative to the repository, decides which rules hold."""
-    tree = ast.parse(source, filename=str(path))
+    try:
+        tree = ast.parse(source, filename=str(path))
+    except SyntaxError as error:
+        return [Fault(path, error.lineno or 1, "syntax", f"This is not Python 3.11: {error.msg}.")]
     found = set(_floats_near_money(tree))
     if not path.is_relative_to("kit/src"):
         found |= {(line, "commit", "Whoever opens the transaction commits it: use kit.db.transaction.") for line in _commits(tree)}

@@ -94,6 +94,10 @@ def test_tests_never_sleep() -> None:
     assert rules_broken("await asyncio.sleep(1)") == []
 
 
+def test_what_is_not_python_is_a_fault() -> None:
+    assert rules_broken("def") == ["syntax"]
+
+
 def test_a_fault_names_its_place_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     [fault] = faults_in("\nx = datetime.now(UTC)", SOMEWHERE)
     assert str(fault) == f"{SOMEWHERE}:2: clock: `datetime.now` cannot be held by a test: take a kit.clock.Clock."

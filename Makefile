@@ -1,0 +1,38 @@
+# Every target is one command; `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help up down setup test check bench lock protos clean
+SHELL := /bin/sh
+PORT ?= 8600
+REGULARS := .venv/bin/regulars
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-10s%s\n", $$1, $$2 }'
+
+# make hands DATABASE_URL on through the environment: it may hold a password, and a command line can be read by others.
+up: setup ## start everything on this machine until Ctrl-C (PORT=8600, DATABASE_URL=postgresql://… instead of the embedded server)
+	@exec $(REGULARS) up --port '$(PORT)'
+
+down: ## stop what `make up` started, and nothing else
+	@if [ -x $(REGULARS) ]; then $(REGULARS) down; else echo "Nothing is running."; fi
+
+setup: ## make .venv from requirements.lock, if anything changed (PYTHON=python3.12 chooses the interpreter)
+	@scripts/setup.sh
+
+test: setup ## all checks and all tests
+	@scripts/test.sh
+
+check: setup ## style, types, imports, the house's rules, protos
+	@scripts/check.sh
+
+bench: setup ## measure against pgbench on the same PostgreSQL; writes benchmarks/results
+	@.venv/bin/python -m benchmarks
+
+lock: setup ## write requirements.lock from the pyproject.toml files (ARGS=--upgrade for the newest versions)
+	@scripts/lock.sh $(ARGS)
+
+protos: setup ## regenerate the stubs in protos/gen
+	@scripts/generate_protos.sh
+
+clean: ## remove the environment and caches; data in var/ stays
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
