@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Column, DateTime, Identity, Index, LargeBinary, MetaData, Table, Text, Uuid
+from sqlalchemy import BigInteger, Column, DateTime, Identity, LargeBinary, MetaData, Table, Text, Uuid
 
 from kit.db import RawConnection
 
@@ -43,7 +43,6 @@ def outbox_table(metadata: MetaData) -> Table:
         Column("payload", LargeBinary, nullable=False),
         Column("traceparent", Text, nullable=False),
         Column("recorded_at", DateTime(timezone=True), nullable=False),
-        Index("outbox_event_id", "event_id", unique=True),
     )
 
 

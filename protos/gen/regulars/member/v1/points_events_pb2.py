@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&regulars/member/v1/points_events.proto\x12\x12regulars.member.v1\"\xc0\x01\n\x0bPointsMoved\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x14\n\x0cprogramme_id\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61use_id\x18\x03 \x01(\t\x12-\n\x05moves\x18\x04 \x03(\x0b\x32\x1e.regulars.member.v1.PointsMove\x12\x0f\n\x07\x62\x61lance\x18\x05 \x01(\x03\x12\x0f\n\x07pending\x18\x06 \x01(\x03\x12\x0c\n\x04\x64\x65\x62t\x18\x07 \x01(\x03\x12\x17\n\x0fwallet_sequence\x18\x08 \x01(\x03\"m\n\nPointsMove\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06points\x18\x02 \x01(\x03\x12\x0f\n\x07pending\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x65\x62t\x18\x04 \x01(\x03\x12\x0e\n\x06lot_id\x18\x05 \x01(\t\x12\x12\n\nat_unix_us\x18\x06 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&regulars/member/v1/points_events.proto\x12\x12regulars.member.v1\"\xae\x01\n\x0bPointsMoved\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x14\n\x0cprogramme_id\x18\x02 \x01(\t\x12-\n\x05moves\x18\x03 \x03(\x0b\x32\x1e.regulars.member.v1.PointsMove\x12\x0f\n\x07\x62\x61lance\x18\x04 \x01(\x03\x12\x0f\n\x07pending\x18\x05 \x01(\x03\x12\x0c\n\x04\x64\x65\x62t\x18\x06 \x01(\x03\x12\x17\n\x0fwallet_sequence\x18\x07 \x01(\x03\"\xb3\x01\n\nPointsMove\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06points\x18\x03 \x01(\x03\x12\x0f\n\x07pending\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x65\x62t\x18\x05 \x01(\x03\x12\x0f\n\x07\x65xpired\x18\x06 \x01(\x03\x12\x0e\n\x06lot_id\x18\x07 \x01(\t\x12\x0f\n\x07sale_id\x18\x08 \x01(\t\x12\x10\n\x08\x63\x61use_id\x18\t \x01(\t\x12\x12\n\nat_unix_us\x18\n \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'regulars.member.v1.points_e
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POINTSMOVED']._serialized_start=63
-  _globals['_POINTSMOVED']._serialized_end=255
-  _globals['_POINTSMOVE']._serialized_start=257
-  _globals['_POINTSMOVE']._serialized_end=366
+  _globals['_POINTSMOVED']._serialized_end=237
+  _globals['_POINTSMOVE']._serialized_start=240
+  _globals['_POINTSMOVE']._serialized_end=419
 # @@protoc_insertion_point(module_scope)

@@ -20,13 +20,12 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PointsMoved(_message.Message):
-    """Points moved by one act on one wallet: every entry of the act, in order."""
+    """Points that moved on one wallet in one transaction: every entry, in order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     PROGRAMME_ID_FIELD_NUMBER: _builtins.int
-    CAUSE_ID_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
     BALANCE_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
@@ -34,12 +33,12 @@ class PointsMoved(_message.Message):
     WALLET_SEQUENCE_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     programme_id: _builtins.str
-    cause_id: _builtins.str
-    """What caused it: a sale, a reversal or an adjustment; empty when lots only matured or expired."""
     balance: _builtins.int
+    """The wallet's figures after them."""
     pending: _builtins.int
     debt: _builtins.int
     wallet_sequence: _builtins.int
+    """Number of the last entry: the order of the wallet's facts."""
     @_builtins.property
     def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsMove]: ...
     def __init__(
@@ -47,7 +46,6 @@ class PointsMoved(_message.Message):
         *,
         member_id: _builtins.str = ...,
         programme_id: _builtins.str = ...,
-        cause_id: _builtins.str = ...,
         moves: _abc.Iterable[Global___PointsMove] | None = ...,
         balance: _builtins.int = ...,
         pending: _builtins.int = ...,
@@ -56,7 +54,7 @@ class PointsMoved(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "cause_id", b"cause_id", "debt", b"debt", "member_id", b"member_id", "moves", b"moves", "pending", b"pending", "programme_id", b"programme_id", "wallet_sequence", b"wallet_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "debt", b"debt", "member_id", b"member_id", "moves", b"moves", "pending", b"pending", "programme_id", b"programme_id", "wallet_sequence", b"wallet_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -66,32 +64,46 @@ Global___PointsMoved: _TypeAlias = PointsMoved  # noqa: Y015
 class PointsMove(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
     DEBT_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
     LOT_ID_FIELD_NUMBER: _builtins.int
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    CAUSE_ID_FIELD_NUMBER: _builtins.int
     AT_UNIX_US_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
     kind: _builtins.str
-    """earn, spend, return, take_back, mature, expire, adjust, debt_payment; values may grow."""
+    """earn, mature, spend, return, take_back, forgive, expire, adjust, debt_payment; values may grow."""
     points: _builtins.int
     pending: _builtins.int
     debt: _builtins.int
+    expired: _builtins.int
     lot_id: _builtins.str
+    sale_id: _builtins.str
+    """The sale concerned, where there is one."""
+    cause_id: _builtins.str
+    """The sale, reversal or adjustment that caused it; empty where time did."""
     at_unix_us: _builtins.int
     def __init__(
         self,
         *,
+        sequence: _builtins.int = ...,
         kind: _builtins.str = ...,
         points: _builtins.int = ...,
         pending: _builtins.int = ...,
         debt: _builtins.int = ...,
+        expired: _builtins.int = ...,
         lot_id: _builtins.str = ...,
+        sale_id: _builtins.str = ...,
+        cause_id: _builtins.str = ...,
         at_unix_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_us", b"at_unix_us", "debt", b"debt", "kind", b"kind", "lot_id", b"lot_id", "pending", b"pending", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_us", b"at_unix_us", "cause_id", b"cause_id", "debt", b"debt", "expired", b"expired", "kind", b"kind", "lot_id", b"lot_id", "pending", b"pending", "points", b"points", "sale_id", b"sale_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,54 @@
+"""Months of the ledger and history tables.
+
+Their ids are UUIDv7, so a month of recording is a range of ids. Months are made ahead; what a wrong clock dates outside them falls
+into the default partition and is found all the same.
+"""
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kit.clock import Clock
+from kit.db import transaction
+from kit.ids import smallest_uuid7
+
+PARTITIONED = ("points_entries", "sales", "sale_lines", "reversals", "unlinked_returns")
+MONTHS_AHEAD = 3
+_DAY_SECONDS = 24 * 3600
+
+_log = logging.getLogger(__name__)
+
+
+def _month_start(now: datetime, months: int) -> datetime:
+    month = now.year * 12 + now.month - 1 + months
+    return datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
+
+
+async def ensure_partitions(engine: AsyncEngine, now: datetime) -> None:
+    """Makes the partitions of this month and the next ones where they are missing. Safe to call from several processes at once."""
+    async with transaction(engine) as connection:
+        # One at a time; and never a queue of sales behind a lock that is not to be had.
+        await connection.execute(text("SET LOCAL lock_timeout = '3s'"))
+        await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('member.partitions'))"))
+        for ahead in range(MONTHS_AHEAD + 1):
+            start, end = _month_start(now, ahead), _month_start(now, ahead + 1)
+            bounds = [smallest_uuid7(int(at.timestamp()) * 1000) for at in (start, end)]
+            for table in PARTITIONED:
+                name = f"{table}_{start:%Y_%m}"
+                if not (await connection.execute(text("SELECT to_regclass(:name)"), {"name": name})).scalar():
+                    await connection.execute(
+                        text(f"CREATE TABLE {name} PARTITION OF {table} FOR VALUES FROM ('{bounds[0]}') TO ('{bounds[1]}')")
+                    )
+
+
+async def keep_partitions(engine: AsyncEngine, clock: Clock) -> None:
+    """Runs for as long as the service: makes months ahead once a day. A failure is logged and tried again the next day."""
+    while True:
+        await asyncio.sleep(_DAY_SECONDS)
+        try:
+            await ensure_partitions(engine, clock.now())
+        except Exception:  # noqa: BLE001  # months are made well ahead: the next day is early enough
+            _log.exception("months could not be made ahead")
