@@ -21,7 +21,7 @@ from kit.keys import KeysUnusable, create_missing_keys
 from regulars_cli.up import CannotStart
 from regulars_cli.up.installation import Installation
 from regulars_cli.up.postgres import EmbeddedPostgres
-from regulars_cli.up.processes import last_line, tied_to_this_process
+from regulars_cli.up.processes import how_it_ended, tied_to_this_process
 from regulars_cli.up.sockets import socket_folder
 from regulars_cli.up.supervisor import StopRequested, Supervisor, keep_log_small, stop_on_signals
 from regulars_cli.up.topology import DATABASES, REPOSITORY, Topology
@@ -102,9 +102,10 @@ def say(line: str) -> None:
 
 
 def _stop(supervisor: Supervisor) -> None:
-    say("Stopping.")
-    supervisor.stop()
-    say("Stopped.")
+    if supervisor.runs_something:
+        say("Stopping.")
+        supervisor.stop()
+        say("Stopped.")
 
 
 def _start_postgres(installation: Installation, supervisor: Supervisor, at_end: ExitStack) -> str:
@@ -132,9 +133,9 @@ def _prepare_databases(topology: Topology, installation: Installation, *, embedd
     """Databases, tables, the demo chain and its programme, each made where it is missing; what `seed-demo` answered, with the keys."""
     environment = topology.environment()
     steps = _Steps(installation.logs, environment)
-    steps.run("databases", [(("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})])
-    steps.run("migrate", [(("member", "migrate"), {}), (("gateway", "migrate"), {})])
-    seed, _ = steps.run("demo", [(("gateway", "seed-demo"), {}), (("member", "apply-programme", str(DEMO_PROGRAMME)), {})])
+    steps.run("Connecting to PostgreSQL", [(("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})])
+    steps.run("Bringing the databases to this release", [(("member", "migrate"), {}), (("gateway", "migrate"), {})])
+    seed, _ = steps.run("Making the demo chain", [(("gateway", "seed-demo"), {}), (("member", "apply-programme", str(DEMO_PROGRAMME)), {})])
     answer: dict[str, Any] = json.loads(seed)
     answer["database"] = EMBEDDED if embedded else _without_password(topology.server_url)
     answer["new"] = bool(answer.get("till_key"))
@@ -144,7 +145,7 @@ def _prepare_databases(topology: Topology, installation: Installation, *, embedd
             answer |= {"till_key": known["till_key"], "admin_key": known["admin_key"]}
         else:
             # Only their hashes are kept, so keys that nobody noted can but be replaced.
-            (seed,) = steps.run("demo", [(("gateway", "seed-demo", "--new-keys"), {})])
+            (seed,) = steps.run("Making the demo chain", [(("gateway", "seed-demo", "--new-keys"), {})])
             answer |= json.loads(seed) | {"new": True}
     return answer
 
@@ -162,14 +163,14 @@ class _Steps:
         Raises:
             CannotStart: one of them failed; the sentence is the last that it said.
         """
-        with self._log.open("ab") as log, ExitStack() as running:
+        with ExitStack() as running:
             processes = [
                 running.enter_context(
                     subprocess.Popen(
                         (sys.executable, "-m", *module),
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.PIPE,
-                        stderr=log,
+                        stderr=subprocess.PIPE,
                         env={**os.environ, **self._environment, **more},
                         start_new_session=True,
                         preexec_fn=tied_to_this_process(),  # noqa: PLW1509 - the supervisor has one thread
@@ -179,14 +180,18 @@ class _Steps:
                 for module, more in modules
             ]
             try:
-                answers = [process.communicate(timeout=STEP_SECONDS)[0] for process in processes]
+                said = [process.communicate(timeout=STEP_SECONDS) for process in processes]
             except BaseException:
                 for process in processes:
                     process.kill()
                 raise
-        if any(process.returncode for process in processes):
-            raise CannotStart(f"{what}: {last_line(self._log).rstrip('.')} (see {self._log}).")
-        return answers
+        with self._log.open("a") as log:
+            log.writelines(err for _, err in said)
+        for process, (_, err) in zip(processes, said, strict=True):
+            if process.returncode:
+                sentence = next((line.strip() for line in reversed(err.splitlines()) if line.strip()), how_it_ended(process.returncode))
+                raise CannotStart(f"{what} failed: {sentence.rstrip('.')} (see {self._log}).")
+        return [out for out, _ in said]
 
 
 def _announce(installation: Installation, topology: Topology, seeded: Mapping[str, Any]) -> None:

@@ -93,6 +93,11 @@ class Supervisor:
                         other.process.wait()
         self._children.clear()
 
+    @property
+    def runs_something(self) -> bool:
+        """Whether anything was started and not yet stopped."""
+        return bool(self._children)
+
     def _begin(self, spec: ProcessSpec) -> _Child:
         process = spawn(spec)
         child = _Child(spec, process, Identity.of(process.pid), time.monotonic())
