@@ -75,6 +75,7 @@ class PersonalDataKeys:
         self._index_key = index_key
         self._keks = {_kek_id(each): AESGCM(each) for each in (*retired, kek)}
         self.kek_id = _kek_id(kek)
+        self.retired_kek_ids = tuple(_kek_id(each) for each in retired)
 
     @classmethod
     def parse(cls, content: bytes) -> "PersonalDataKeys":

@@ -38,7 +38,6 @@ def upgrade() -> None:
     op.execute("CREATE UNIQUE INDEX members_one_per_verified_phone ON members (phone_index) WHERE phone_verified AND status = 'live'")
     op.execute("CREATE UNIQUE INDEX members_one_per_card ON members (card_index) WHERE status = 'live'")
     op.execute("CREATE INDEX members_by_phone ON members (phone_index, member_id) WHERE status = 'live' AND phone_index IS NOT NULL")
-    op.execute("CREATE INDEX members_by_kek ON members (kek_id) WHERE kek_id IS NOT NULL")
     op.execute("""
         CREATE TABLE programme_versions (
             seq            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

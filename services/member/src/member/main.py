@@ -1,0 +1,234 @@
+"""The member service's composition root: everything it is made of is put together here.
+
+    python -m member serve                  serve gRPC; the database must have been migrated
+    python -m member migrate                bring the database to this release
+    python -m member all                    migrate, then serve
+    python -m member apply-programme FILE   add a version of a programme, without going through the API
+
+Exit codes: 0 done or stopped; 1 could not be done; 2 wrong settings or arguments; 3 the database is of a newer release.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from kit.settings import SettingsInvalid, env, load
+from kit.telemetry import configure_logging
+
+log = logging.getLogger(__name__)
+
+DATABASE_WAIT_SECONDS = 30
+DRAIN_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """What every subcommand needs."""
+
+    database_url: str = env("MEMBER_DATABASE_URL")
+    log_level: str = env("LOG_LEVEL", "INFO")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What serving needs."""
+
+    database_url: str = env("MEMBER_DATABASE_URL")
+    listen: str = env("MEMBER_LISTEN", "127.0.0.1:8601")
+    pool_size: int = env("MEMBER_POOL_SIZE", "8")
+    token_public_key_file: Path = env("INTERNAL_TOKEN_PUBLIC_KEY_FILE")
+    personal_data_key_file: Path = env("PERSONAL_DATA_KEY_FILE")
+    log_level: str = env("LOG_LEVEL", "INFO")
+
+
+class CannotStart(Exception):
+    """Why the service does not start, as one sentence."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a subcommand and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="member", description="The member service.")
+    subcommands = parser.add_subparsers(dest="subcommand", required=True)
+    for name in ("serve", "migrate", "all"):
+        subcommands.add_parser(name)
+    subcommands.add_parser("apply-programme").add_argument("file", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        match options.subcommand:
+            case "migrate":
+                return _migrate(load(DatabaseSettings))
+            case "apply-programme":
+                return _apply_programme(load(DatabaseSettings), options.file)
+            case "all":
+                return _migrate_aside(load(DatabaseSettings)) or _serve(load(Settings))
+            case _:
+                return _serve(load(Settings))
+    except SettingsInvalid as invalid:
+        print(invalid, file=sys.stderr)
+        return 2
+    except CannotStart as reason:
+        print(reason, file=sys.stderr)
+        return 1
+
+
+def _migrate_aside(settings: DatabaseSettings) -> int:
+    """Migrates in a process of its own, so that what serves does not keep the memory of the tools that migrated."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = _migrate(settings)
+        except CannotStart as reason:
+            print(reason, file=sys.stderr, flush=True)
+        except Exception:
+            log.exception("migration failed")
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _migrate(settings: DatabaseSettings) -> int:
+    from kit.db import DatabaseIsNewer, may_retry, migrate
+    from member.database import MIGRATIONS
+
+    configure_logging("member", settings.log_level)
+    # It tells the story of its plugins; what was done is one line here.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+    async def run() -> None:
+        await _database_answers(settings.database_url)
+        done = await migrate(settings.database_url, MIGRATIONS)
+        log.info("migrated", extra={"before": done.before, "after": done.after})
+
+    try:
+        asyncio.run(run())
+    except DatabaseIsNewer as newer:
+        print(newer, file=sys.stderr, flush=True)
+        return 3
+    except Exception as error:
+        if may_retry(error):
+            raise CannotStart(f"The migration could not have its locks or its connection ({type(error).__name__}): try again.") from error
+        raise
+    return 0
+
+
+def _apply_programme(settings: DatabaseSettings, file: Path) -> int:
+    from kit.clock import SystemClock
+    from kit.db import create_engine, raw, transaction
+    from kit.problems import Refusal
+    from member.programmes.files import ProgrammeFileUnreadable, read_definition
+    from member.programmes.operations import Proposal, apply_programme
+
+    async def run(definition: object) -> Proposal:
+        engine = create_engine(settings.database_url, 1)
+        try:
+            async with transaction(engine) as connection:
+                return await apply_programme(raw(connection), definition, applied_by="operator", now=SystemClock().now())
+        finally:
+            await engine.dispose()
+
+    try:
+        proposal = asyncio.run(run(read_definition(file)))
+    except ProgrammeFileUnreadable as unreadable:
+        raise CannotStart(str(unreadable)) from None
+    except Refusal as refusal:
+        faults = "\n".join(f"  {error.pointer or '/'}: {error.detail}" for error in refusal.errors)
+        raise CannotStart(f"{file}: {refusal.detail}\n{faults}") from None
+    version = proposal.version
+    print(f"{version.programme_id} is at version {version.version}{'' if proposal.is_new else ' already'}, from {version.effective_from}.")
+    return 0
+
+
+def _serve(settings: Settings) -> int:
+    import uvloop
+
+    configure_logging("member", settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings))
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; then takes no new calls and finishes those under way."""
+    from kit.clock import SystemClock
+    from kit.crypto import KeyFileInvalid, PersonalDataKeys
+    from kit.db import create_engine, current_revision
+    from kit.rpc import Server
+    from kit.tokens import TokenVerifier
+    from member.database import newest_revision
+    from member.members.rpc import MemberServicer
+    from member.partitions import ensure_partitions, keep_partitions
+    from member.programmes.operations import Books
+    from member.programmes.rpc import ProgrammeServicer
+    from member.wallet.rpc import WalletServicer
+    from regulars.member.v1.member_service_pb2_grpc import add_MemberServiceServicer_to_server
+    from regulars.member.v1.programme_service_pb2_grpc import add_ProgrammeServiceServicer_to_server
+    from regulars.member.v1.wallet_service_pb2_grpc import add_WalletServiceServicer_to_server
+
+    clock = SystemClock()
+    try:
+        keys = PersonalDataKeys.load(settings.personal_data_key_file)
+        verifier = TokenVerifier(settings.token_public_key_file.read_bytes(), clock)
+    except (KeyFileInvalid, OSError, ValueError, TypeError) as error:
+        raise CannotStart(f"A key file is not usable: {error}") from error
+
+    engine = create_engine(settings.database_url, settings.pool_size, application_name="regulars-member")
+    await _database_answers(settings.database_url)
+    revision = await current_revision(engine)
+    if revision is None or revision < newest_revision():
+        raise CannotStart(
+            f"The database is at revision {revision or 'none'}; run `python -m member migrate` to bring it to {newest_revision()}."
+        )
+    await ensure_partitions(engine, clock.now())
+
+    books = Books()
+    service = "/regulars.member.v1"
+    server = Server(
+        verifier,
+        [
+            partial(add_MemberServiceServicer_to_server, MemberServicer(engine, clock, verifier, keys, books)),
+            partial(add_ProgrammeServiceServicer_to_server, ProgrammeServicer(engine, clock)),
+            partial(add_WalletServiceServicer_to_server, WalletServicer(engine, clock, verifier, books)),
+        ],
+        tokens_inside=[
+            f"{service}.MemberService/SignUpMembers",
+            f"{service}.MemberService/ChangeMember",
+            f"{service}.WalletService/ExecuteCommands",
+        ],
+    )
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    months = asyncio.create_task(keep_partitions(engine, clock))
+    try:
+        try:
+            await server.start(settings.listen)
+        except RuntimeError as error:
+            raise CannotStart(f"{settings.listen} cannot be listened on: is another process there?") from error
+        log.info("serving", extra={"listen": settings.listen, "revision": revision})
+        await stopping.wait()
+        log.info("stopping")
+        await server.stop(DRAIN_SECONDS)
+    finally:
+        months.cancel()
+        await engine.dispose()
+
+
+async def _database_answers(url: str) -> None:
+    """Returns when the database answers; raises CannotStart when it has not for a while."""
+    from kit.db import create_engine, wait_until_ready
+
+    engine = create_engine(url, 1)
+    try:
+        await wait_until_ready(engine, DATABASE_WAIT_SECONDS)
+    except Exception as error:
+        raise CannotStart(f"The database does not answer ({type(error).__name__}): check MEMBER_DATABASE_URL and the server.") from error
+    finally:
+        await engine.dispose()
