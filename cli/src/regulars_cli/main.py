@@ -13,7 +13,7 @@ COMMANDS = {
     "up": "regulars_cli.up.start",
     "down": "regulars_cli.up.stop",
     "programme": "regulars_cli.programmes",
-    "import": "regulars_cli.imports",
+    "import": "regulars_cli.imports.command",
     "reconcile": "regulars_cli.reconcile",
 }
 

@@ -1,0 +1,38 @@
+"""Where the gateway is and with which key: `--url` and `--key`, else what the last `regulars up` wrote to `var/up.json`."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class AccessUnknown(Exception):
+    """Neither given nor found; the sentence says what to do."""
+
+
+@dataclass(frozen=True)
+class Access:
+    url: str
+    admin_key: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--var`, `--url` and `--key`."""
+    parser.add_argument("--var", metavar="DIR", type=Path, default=Path("var"), help="the installation's folder (default: %(default)s)")
+    parser.add_argument("--url", help="the gateway's address (default: from up.json in the folder)")
+    parser.add_argument("--key", help="an admin key (default: from up.json in the folder)")
+
+
+def find_access(parsed: argparse.Namespace) -> Access:
+    """Raises AccessUnknown."""
+    found: dict[str, str] = {}
+    if not (parsed.url and parsed.key):
+        path = parsed.var / "up.json"
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            raise AccessUnknown(f"{path} cannot be read: start the system with `make up`, or give --url and --key.") from None
+    try:
+        return Access(parsed.url or found["url"], parsed.key or found["admin_key"])
+    except (KeyError, TypeError):
+        raise AccessUnknown(f"{parsed.var / 'up.json'} names no address or admin key: give --url and --key.") from None
