@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
@@ -255,6 +254,8 @@ def _can_reach(account: Account, path: Path) -> bool:
 
 def _copy_to_shelter(install: Path) -> Path:
     """PostgreSQL's programs, copied once for each version to where everyone may run them."""
+    from importlib.metadata import version  # noqa: PLC0415 - rarely needed, and large
+
     copy = SHELTER / f"postgresql-{version(WHEEL)}"
     if not copy.exists():
         SHELTER.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from kit.clock import SystemClock
 from kit.ids import uuid7
-from kit.keys import KeysUnusable, create_missing_keys
 from regulars_cli.up import CannotStart
 from regulars_cli.up.installation import Installation
 from regulars_cli.up.postgres import EmbeddedPostgres
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             up(Installation(arguments.var.absolute()), arguments.host, arguments.port, arguments.database_url)
     except StopRequested:
         return 0
-    except (CannotStart, KeysUnusable) as error:
+    except CannotStart as error:
         print(f"Cannot start: {error}", file=sys.stderr)
     except OSError as error:
         print(f"Cannot start: {_sentence(error, arguments.var)}", file=sys.stderr)
@@ -76,7 +75,6 @@ def up(installation: Installation, host: str, port: int, database_url: str | Non
             say(f"Stopped the {name} that an earlier start left running.")
         _check_port(host, port)
         _trim_logs(installation)
-        create_missing_keys(installation.keys)
         supervisor = Supervisor(say, installation.note_processes)
         at_end.callback(installation.forget_processes)
         if database_url is None:
@@ -130,10 +128,11 @@ def _start_postgres(installation: Installation, supervisor: Supervisor, at_end: 
 
 
 def _prepare_databases(topology: Topology, installation: Installation, *, embedded: bool) -> dict[str, Any]:
-    """Databases, tables, the demo chain and its programme, each made where it is missing; what `seed-demo` answered, with the keys."""
+    """Keys, databases, tables, the demo chain and its programme, each made where it is missing; what `seed-demo` answered, with the keys."""
     environment = topology.environment()
     steps = _Steps(installation.logs, environment)
-    steps.run("Connecting to PostgreSQL", [(("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})])
+    databases = (("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})
+    steps.run("Making databases and keys", [databases, (("kit.keys", str(installation.keys)), {})])
     steps.run("Bringing the databases to this release", [(("member", "migrate"), {}), (("gateway", "migrate"), {})])
     seed, _ = steps.run("Making the demo chain", [(("gateway", "seed-demo"), {}), (("member", "apply-programme", str(DEMO_PROGRAMME)), {})])
     answer: dict[str, Any] = json.loads(seed)

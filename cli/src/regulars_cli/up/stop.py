@@ -10,7 +10,7 @@ from regulars_cli.up.installation import SUPERVISOR, Installation
 from regulars_cli.up.topology import REPOSITORY
 
 # The sum of what the supervisor gives each process to stop by itself.
-STOP_SECONDS = 100
+STOP_SECONDS = 120
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
