@@ -84,6 +84,8 @@ def create_engine(url: str, pool_size: int, *, application_name: str = "regulars
         max_overflow=0,
         pool_timeout=POOL_WAIT_SECONDS,
         hide_parameters=True,
+        # JSON columns are text both ways: msgspec decodes them into types.
+        json_deserializer=str,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     return engine

@@ -24,7 +24,7 @@ from kit.outbox import append
 from kit.problems import Refusal, render
 from member.answers.operations import Answer, OperationTaken, find_answers, reused, store_answers
 from member.points.rules import Cause, Wallet
-from member.programmes.operations import Programmes
+from member.programmes.operations import Books
 from member.programmes.rules import ProgrammeBook
 from member.sales.documents import encode, points_figures, return_document, reversal_document, sale_document, utc_text
 from member.sales.rules import (
@@ -64,7 +64,7 @@ LONGEST_TRY = timedelta(seconds=30)
 _log = logging.getLogger(__name__)
 
 
-async def execute_commands(engine: AsyncEngine, clock: Clock, programmes: Programmes, commands: Sequence[Command]) -> list[Outcome]:
+async def execute_commands(engine: AsyncEngine, clock: Clock, programmes: Books, commands: Sequence[Command]) -> list[Outcome]:
     """Decides every command of a group and returns their outcomes in the same order.
 
     A refused command refuses only itself. A fault of the moment (a lost connection, a deadlock, a commit that may have happened) is
@@ -99,7 +99,7 @@ async def execute_commands(engine: AsyncEngine, clock: Clock, programmes: Progra
                 return [_failed()]
 
 
-async def preview_reversal(engine: AsyncEngine, clock: Clock, programmes: Programmes, reversal: SaleToReverse) -> Outcome:
+async def preview_reversal(engine: AsyncEngine, clock: Clock, programmes: Books, reversal: SaleToReverse) -> Outcome:
     """What the reversal would answer now. Writes nothing."""
     async with transaction(engine, snapshot=True) as connection:
         group = _Group(raw(connection), programmes, clock.now(), locks=False)
@@ -112,7 +112,7 @@ async def preview_reversal(engine: AsyncEngine, clock: Clock, programmes: Progra
 
 
 async def _without_the_late(
-    engine: AsyncEngine, clock: Clock, programmes: Programmes, commands: Sequence[Command], now: datetime, *, given_up: bool
+    engine: AsyncEngine, clock: Clock, programmes: Books, commands: Sequence[Command], now: datetime, *, given_up: bool
 ) -> list[Outcome]:
     def late(command: Command) -> bool:
         return given_up or (command.deadline is not None and command.deadline <= now)
@@ -165,7 +165,7 @@ class _Group:
     """The state of one attempt at one group: loaded, changed by its decisions, and written."""
 
     connection: RawConnection
-    programmes: Programmes
+    programmes: Books
     now: datetime
     locks: bool = True
     book: ProgrammeBook = field(default_factory=ProgrammeBook)
@@ -227,7 +227,7 @@ class _Group:
             self.answers = await find_answers(connection, [command.operation_id for command in commands])
         else:
             self.wallets = await read_wallets(connection, keys)
-        self.book = await self.programmes.book(connection)
+        self.book = await self.programmes.current(connection)
         undecided = [command for command in commands if command.operation_id not in self.answers]
         reversed_ids = {sale_id for c in undecided if isinstance(c.act, SaleToReverse) and (sale_id := self._sale_id(c.act)) in owners}
         self.sales = await load_sales(connection, reversed_ids)

@@ -21,7 +21,7 @@ from member.paging import page_size
 from member.points import operations as points
 from member.points.reconcile import reconcile_page
 from member.points.rules import Shortfall, instant
-from member.programmes.operations import Programmes
+from member.programmes.operations import Books
 from member.sales import operations as sales
 from member.sales.documents import encode, utc_text
 from member.sales.rules import Discount, NewLine, NewReturn, NewReversal, NewSale, Store, Tender
@@ -41,7 +41,7 @@ _ROLES_OF_ACT = {
 class WalletServicer(WalletServiceServicer):
     """Serves WalletService."""
 
-    def __init__(self, engine: AsyncEngine, clock: Clock, verifier: TokenVerifier, programmes: Programmes) -> None:
+    def __init__(self, engine: AsyncEngine, clock: Clock, verifier: TokenVerifier, programmes: Books) -> None:
         self._engine = engine
         self._clock = clock
         self._verifier = verifier
@@ -190,7 +190,7 @@ class WalletServicer(WalletServiceServicer):
         return _uuid(member_id, "member_not_found", "member"), self._clock.now()
 
     async def _shortfall(self, driver: RawConnection, programme_id: str, now: datetime) -> Shortfall:
-        book = await self._programmes.book(driver)
+        book = await self._programmes.current(driver)
         latest = book.latest(programme_id)
         if latest is None:
             raise Refusal("programme_not_found", 404, "No such programme", "Check the programme's id.")
