@@ -128,7 +128,7 @@ def _start_postgres(installation: Installation, supervisor: Supervisor, at_end: 
 
 
 def _prepare_databases(topology: Topology, installation: Installation, *, embedded: bool) -> dict[str, Any]:
-    """Keys, databases, tables, the demo chain and its programme, each made where it is missing; what `seed-demo` answered, with the keys."""
+    """Keys, databases, tables, the demo chain and its programme, each made where it is missing; `seed-demo`'s answer with API keys."""
     environment = topology.environment()
     steps = _Steps(installation.logs, environment)
     databases = (("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})
