@@ -75,12 +75,15 @@ def test_data_of_another_version_is_left_alone(reachable_path: Path) -> None:
         EmbeddedPostgres(data).start()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's folders are closed to the database's user")
-def test_a_checkout_that_only_root_may_enter_works(reachable_path: Path) -> None:
+def test_a_checkout_that_only_its_owner_may_enter_works(reachable_path: Path) -> None:
     private = reachable_path / "private"
     private.mkdir(mode=0o700)
     for _ in range(2):
         with EmbeddedPostgres(private / "data") as server:
             assert server.is_ready()
-    assert (private / "data").is_symlink()
-    assert Path(server.data_dir).is_relative_to("/var/lib/regulars")
+    if os.geteuid() == 0:
+        # The server runs as another user, who cannot enter: its data is elsewhere.
+        assert (private / "data").is_symlink()
+        assert server.data_dir.is_relative_to("/var/lib/regulars")
+    else:
+        assert server.data_dir == private / "data"
