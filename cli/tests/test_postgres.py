@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -9,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
-from regulars_cli.up import CannotStart
+from regulars_cli.up import CannotStart, postgres
 from regulars_cli.up.postgres import SETTINGS, EmbeddedPostgres
 
 
@@ -87,3 +88,11 @@ def test_a_checkout_that_only_its_owner_may_enter_works(reachable_path: Path) ->
         assert server.data_dir.is_relative_to("/var/lib/regulars")
     else:
         assert server.data_dir == private / "data"
+
+
+def test_programs_run_from_their_copy(reachable_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "SHELTER", reachable_path)
+    copy = postgres._copy_to_shelter(postgres._installation())
+    assert copy.is_relative_to(reachable_path)
+    said = subprocess.run([copy / "bin" / "initdb", "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("initdb (PostgreSQL) 18")

@@ -259,17 +259,20 @@ def _copy_to_shelter(install: Path) -> Path:
     from importlib.metadata import version  # noqa: PLC0415 - rarely needed, and large
 
     copy = SHELTER / f"postgresql-{version(WHEEL)}"
+    package = install.parent
     if not copy.exists():
         SHELTER.mkdir(mode=0o755, parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix="copy-", dir=SHELTER))
-        shutil.copytree(install, fresh / "files", symlinks=True)
-        fresh.chmod(0o755)
-        for path in [fresh / "files", *(fresh / "files").rglob("*")]:
+        # The programs look for their libraries at the same relative place as in the wheel.
+        libraries = package.with_name(f"{package.name}.libs")
+        shutil.copytree(install, fresh / package.name / install.name, symlinks=True)
+        if libraries.exists():
+            shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
+        for path in [fresh, *fresh.rglob("*")]:
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or path.parent.name == "bin" else 0o444))
-        (fresh / "files").rename(copy)
-        fresh.rmdir()
-    return copy
+        fresh.rename(copy)
+    return copy / package.name / install.name
 
 
 def _is_postgres(pid: int) -> bool:
