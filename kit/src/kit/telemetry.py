@@ -62,6 +62,12 @@ def current_request_id() -> str:
     return _request_id.get()
 
 
+def bind_request(trace: TraceContext, request_id: str) -> None:
+    """Names the request for the rest of the current task, where the task ends with the request."""
+    _trace.set(trace)
+    _request_id.set(request_id)
+
+
 @contextmanager
 def request_context(trace: TraceContext | None, request_id: str) -> Iterator[None]:
     """Names the request under way for the logs and for calls made inside the block."""
@@ -120,3 +126,5 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It lists what it is made of, at every start.
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)

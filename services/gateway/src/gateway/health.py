@@ -1,0 +1,53 @@
+"""Whether the gateway lives, and whether it may be sent requests."""
+
+import msgspec
+from fastapi import APIRouter, Response
+
+from gateway.directory import DATABASE_FAULTS
+from gateway.http import Answer
+from gateway.openapi import gives
+from gateway.services import GatewayServices
+from kit.db import raw, reading
+
+router = APIRouter(tags=["Health"])
+
+
+class Health(msgspec.Struct):
+    """`ok`."""
+
+    status: str
+
+
+class Readiness(msgspec.Struct):
+    """`ready` or `not_ready`; each dependency is `ok` or `away`."""
+
+    status: str
+    dependencies: dict[str, str]
+
+
+@router.get("/healthz", summary="Alive?", responses=gives(Health))
+async def healthz() -> Response:
+    """The process answers."""
+    return Answer(200, msgspec.json.encode(Health("ok"))).response()
+
+
+@router.get("/readyz", summary="Ready?", responses=gives(Readiness) | gives(Readiness, 503, "The gateway's own database is away"))
+async def readyz(services: GatewayServices) -> Response:
+    """Fails only on the gateway's own database: another service that is away must not take every gateway out."""
+    database = await _database_answers(services)
+    dependencies = {"database": _said(database), "member": _said(await services.member.is_serving())}
+    body = msgspec.json.encode(Readiness("ready" if database else "not_ready", dependencies))
+    return Response(body, 200 if database else 503, media_type="application/json")
+
+
+def _said(answers: bool) -> str:  # noqa: FBT001
+    return "ok" if answers else "away"
+
+
+async def _database_answers(services: GatewayServices) -> bool:
+    try:
+        async with reading(services.engine) as connection:
+            await raw(connection).execute("SELECT 1", timeout=2)
+    except DATABASE_FAULTS:
+        return False
+    return True

@@ -1,0 +1,154 @@
+"""The gateway's composition root: `python -m gateway serve|migrate|all|seed-demo|issue-key|revoke-key`."""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from gateway.database import MIGRATIONS
+from gateway.settings import DatabaseSettings, Settings
+from kit.clock import SystemClock
+from kit.db import DatabaseIsNewer, create_engine, migrate, wait_until_ready
+from kit.settings import SettingsInvalid, load
+from kit.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from gateway.services import Services
+
+DATABASE_WAIT_SECONDS = 30
+SHUTDOWN_SECONDS = 15
+# Tills keep their connection between two sales.
+KEEP_ALIVE_SECONDS = 75
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gateway", description="The public REST API, stores, tills, API keys")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="answer requests")
+    commands.add_parser("migrate", help="bring the database to this release")
+    commands.add_parser("all", help="migrate, then serve: for one machine")
+    seed = commands.add_parser("seed-demo", help="make the demo chain, unless it is there, and print its ids and new keys as JSON")
+    seed.add_argument("--new-keys", action="store_true", help="revoke the demo's keys and make new ones")
+    issue = commands.add_parser("issue-key", help="make a key and print it, once, as JSON")
+    issue.add_argument("--name", required=True, help="who holds it")
+    issue.add_argument("--role", required=True, choices=("till", "admin"))
+    issue.add_argument("--store", action="append", metavar="CODE", help="only for this store; may be given again (default: all stores)")
+    revoke = commands.add_parser("revoke-key", help="end a key within two seconds")
+    revoke.add_argument("client_id")
+    chosen = parser.parse_args(arguments)
+    try:
+        return uvloop.run(_run(chosen))
+    except (SettingsInvalid, DatabaseIsNewer) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+async def _run(chosen: argparse.Namespace) -> int:
+    settings = load(DatabaseSettings)
+    configure_logging("gateway", settings.log_level)
+    match chosen.command:
+        case "migrate":
+            await _migrate(settings)
+        case "serve":
+            await serve(load(Settings))
+        case "all":
+            serving = load(Settings)
+            await _migrate(settings)
+            await serve(serving)
+        case _:
+            return await _administer(settings, chosen)
+    return 0
+
+
+async def _migrate(settings: DatabaseSettings) -> None:
+    await migrate(settings.database_url, MIGRATIONS)
+
+
+async def _administer(settings: DatabaseSettings, chosen: argparse.Namespace) -> int:
+    from gateway.api_clients.operations import StoreUnknown, issue_key, revoke_key
+    from gateway.demo import seed_demo
+
+    engine = create_engine(settings.database_url, 1, application_name="gateway")
+    clock = SystemClock()
+    try:
+        match chosen.command:
+            case "seed-demo":
+                made: object = await seed_demo(engine, clock, new_keys=chosen.new_keys)
+            case "issue-key":
+                made = await issue_key(engine, clock, chosen.name, chosen.role, chosen.store)
+            case _:
+                made = {"revoked": await revoke_key(engine, clock, chosen.client_id)}
+    except StoreUnknown as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        await engine.dispose()
+    print(json.dumps(made))
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Answers requests until told to stop; then lets those under way end."""
+    import uvicorn
+
+    from gateway.app import create_app
+
+    async with open_services(settings) as services:
+        config = uvicorn.Config(
+            create_app(services),
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        # What was loaded so far lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        await uvicorn.Server(config).serve()
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator["Services"]:
+    """The gateway's parts, put together; at the end, writes under way are waited for."""
+    from gateway.directory import Directory
+    from gateway.member import MemberService
+    from gateway.services import Services
+    from kit.rpc import create_channel
+    from kit.tokens import TokenMinter
+
+    clock = SystemClock()
+    minter = TokenMinter(settings.internal_token_private_key_file.read_bytes(), clock)
+    fingerprint_key = bytes.fromhex(settings.fingerprint_key_file.read_text())
+    engine = create_engine(settings.database_url, settings.pool_size, application_name="gateway")
+    try:
+        await wait_until_ready(engine, DATABASE_WAIT_SECONDS)
+        directory = Directory(engine)
+        await directory.catch_up()
+        async with create_channel(settings.member_address) as channel:
+            member = MemberService(channel, minter, fingerprint_key, clock, settings)
+            polling = asyncio.create_task(directory.poll())
+            try:
+                yield Services(engine, clock, directory, member, settings.default_programme_id)
+                await member.drained()
+            finally:
+                polling.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await polling
+    finally:
+        await engine.dispose()
