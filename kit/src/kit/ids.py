@@ -4,36 +4,39 @@ import os
 import threading
 import time
 
-_VERSION_7 = 0x7 << 76
-_VARIANT = 0b10 << 62
-_RANDOM_BITS = 62
-_SEQUENCE_BITS = 12
+_RANDOM_DIGITS = 15
 
 
 class _Generator:
     """Draws ids that only grow within a process, also when the clock goes back or two fall in one millisecond.
 
-    `rand_a` is a counter within the millisecond; when it is full, the time part runs ahead of the clock.
+    `rand_a` is a counter within the millisecond; when it is full, the time part runs ahead of the clock. Of `rand_b`, 60 bits are
+    random.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last = 0
-        self._random = b""
+        self._unix_ms = 0
+        self._count = 0
+        self._prefix = ""
+        self._random = ""
         self._at = 0
 
     def draw(self, unix_ms: int) -> str:
         with self._lock:
-            tick = max(unix_ms << _SEQUENCE_BITS, self._last + 1)
-            self._last = tick
-            if self._at == len(self._random):
-                # One system call serves 512 ids.
-                self._random, self._at = os.urandom(4096), 0
-            random = int.from_bytes(self._random[self._at : self._at + 8], "big") >> (64 - _RANDOM_BITS)
-            self._at += 8
-        number = (tick >> _SEQUENCE_BITS) << 80 | _VERSION_7 | (tick & 0xFFF) << 64 | _VARIANT | random
-        text = f"{number:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+            if unix_ms > self._unix_ms or self._count == 0xFFF:
+                self._unix_ms = max(unix_ms, self._unix_ms + 1)
+                self._count = 0
+                text = f"{self._unix_ms:012x}"
+                self._prefix = f"{text[:8]}-{text[8:]}-7"
+            else:
+                self._count += 1
+            at = self._at
+            if at == len(self._random):
+                # One system call serves hundreds of ids.
+                self._random, at = os.urandom(15 * 256).hex(), 0
+            self._at = at + _RANDOM_DIGITS
+            return f"{self._prefix}{self._count:03x}-8{self._random[at : at + 3]}-{self._random[at + 3 : at + _RANDOM_DIGITS]}"
 
 
 _generator = _Generator()

@@ -11,10 +11,7 @@ from sqlalchemy import BigInteger, Column, DateTime, Identity, LargeBinary, Meta
 
 from kit.db import RawConnection
 
-APPEND = """
-INSERT INTO outbox (event_id, topic, key, type, payload, traceparent, recorded_at)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::bytea[], $6::text[], $7::timestamptz[])
-"""
+_COLUMNS = ("event_id", "topic", "key", "type", "payload", "traceparent", "recorded_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +46,5 @@ def outbox_table(metadata: MetaData) -> Table:
 async def append(connection: RawConnection, events: Sequence[Event]) -> None:
     """Appends events in the caller's transaction, in order."""
     if events:
-        await connection.execute(
-            APPEND,
-            [e.event_id for e in events],
-            [e.topic for e in events],
-            [e.key for e in events],
-            [e.type for e in events],
-            [e.payload for e in events],
-            [e.traceparent for e in events],
-            [e.recorded_at for e in events],
-        )
+        records = [(e.event_id, e.topic, e.key, e.type, e.payload, e.traceparent, e.recorded_at) for e in events]
+        await connection.copy_records_to_table("outbox", columns=_COLUMNS, records=records)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import asyncpg
+
 from kit.db import RawConnection
 from kit.problems import FieldError, Refusal, render
 
@@ -13,12 +15,9 @@ SELECT operation_id, fingerprint, method, path, status, body, sealed, subject_id
 FROM operations WHERE operation_id = ANY($1::text[])
 """
 
-_STORE = """
-INSERT INTO operations (operation_id, fingerprint, method, path, status, body, sealed, subject_id, member_id, decided_at)
-SELECT * FROM unnest($1::text[], $2::bytea[], $3::text[], $4::text[], $5::smallint[], $6::bytea[], $7::bool[], $8::uuid[], $9::uuid[],
-                     $10::timestamptz[])
-ON CONFLICT (operation_id) DO NOTHING
-"""
+_COLUMNS = (
+    "operation_id", "fingerprint", "method", "path", "status", "body", "sealed", "subject_id", "member_id", "decided_at",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +48,18 @@ async def find_answers(connection: RawConnection, operation_ids: Sequence[str]) 
 async def store_answers(connection: RawConnection, answers: Sequence[Answer]) -> None:
     """Stores answers in the transaction of their effects, in the order of their ids, so that two groups never wait for each other.
 
-    Raises OperationTaken when one of them is stored already: the caller's transaction must not commit.
+    Raises OperationTaken when one of them is stored already; the transaction is over then.
     """
     if not answers:
         return
     rows = sorted(answers, key=lambda answer: answer.operation_id)
-    status = await connection.execute(
-        _STORE,
-        [a.operation_id for a in rows],
-        [a.fingerprint for a in rows],
-        [a.method for a in rows],
-        [a.path for a in rows],
-        [a.status for a in rows],
-        [a.body for a in rows],
-        [a.sealed for a in rows],
-        [a.subject_id for a in rows],
-        [a.member_id for a in rows],
-        [a.decided_at for a in rows],
-    )
-    if status != f"INSERT 0 {len(rows)}":
-        raise OperationTaken
+    records = [
+        (a.operation_id, a.fingerprint, a.method, a.path, a.status, a.body, a.sealed, a.subject_id, a.member_id, a.decided_at) for a in rows
+    ]
+    try:
+        await connection.copy_records_to_table("operations", columns=_COLUMNS, records=records)
+    except asyncpg.UniqueViolationError as error:
+        raise OperationTaken from error
 
 
 def reused(operation_id: str) -> tuple[int, bytes]:
