@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -26,7 +27,7 @@ from regulars_cli.up.supervisor import StopRequested, Supervisor, keep_log_small
 from regulars_cli.up.topology import DATABASES, REPOSITORY, Topology
 
 DEFAULT_PORT = 8600
-DEMO_PROGRAMME = REPOSITORY / "programmes" / "demo.yaml"
+PROGRAMMES = REPOSITORY / "programmes"
 # At a start; while running, the supervisor allows more.
 LOG_BYTES = 4 * 1024 * 1024
 STEP_SECONDS = 600
@@ -128,13 +129,15 @@ def _start_postgres(installation: Installation, supervisor: Supervisor, at_end: 
 
 
 def _prepare_databases(topology: Topology, installation: Installation, *, embedded: bool) -> dict[str, Any]:
-    """Keys, databases, tables, the demo chain and its programme, each made where it is missing; `seed-demo`'s answer with API keys."""
+    """Keys, databases, tables, the demo chain and its programmes, each made where it is missing; `seed-demo`'s answer with API keys."""
     environment = topology.environment()
     steps = _Steps(installation.logs, environment)
     databases = (("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})
     steps.run("Making databases and keys", [databases, (("kit.keys", str(installation.keys)), {})])
     steps.run("Bringing the databases to this release", [(("member", "migrate"), {}), (("gateway", "migrate"), {})])
-    seed, _ = steps.run("Making the demo chain", [(("gateway", "seed-demo"), {}), (("member", "apply-programme", str(DEMO_PROGRAMME)), {})])
+    # The stores of the demo chain belong to these programmes.
+    programmes = ("member", "apply-programme", "--if-missing", *map(str, sorted(PROGRAMMES.glob("*.yaml"))))
+    seed, _ = steps.run("Making the demo chain", [(("gateway", "seed-demo"), {}), (programmes, {})])
     answer: dict[str, Any] = json.loads(seed)
     answer["database"] = EMBEDDED if embedded else _without_password(topology.server_url)
     answer["new"] = bool(answer.get("till_key"))
@@ -188,9 +191,16 @@ class _Steps:
             log.writelines(err for _, err in said)
         for process, (_, err) in zip(processes, said, strict=True):
             if process.returncode:
-                sentence = next((line.strip() for line in reversed(err.splitlines()) if line.strip()), how_it_ended(process.returncode))
+                sentence = _last_words(err) or how_it_ended(process.returncode)
                 raise CannotStart(f"{what} failed: {sentence.rstrip('.')} (see {self._log}).")
         return [out for out, _ in said]
+
+
+def _last_words(said: str) -> str:
+    """The sentence that a command ended with: its last line, or the exception's when a library adds notes below it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    raised = [line for line in said.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception): ", line)]
+    return (raised or lines or [""])[-1]
 
 
 def _announce(installation: Installation, topology: Topology, seeded: Mapping[str, Any]) -> None:

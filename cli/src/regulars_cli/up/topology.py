@@ -92,10 +92,12 @@ def _accepts(path: Path) -> bool:
 
 
 def _is_healthy(host: str, port: int) -> bool:
-    """Whether the gateway says that it can serve. By hand: the library's client would bring TLS into the supervisor's memory."""
+    """Whether the gateway and all that it needs are there. By hand: the library's client would bring TLS into the supervisor's memory."""
     try:
-        with socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), timeout=2) as connection:  # noqa: S104
+        with socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), timeout=5) as connection:  # noqa: S104
             connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return connection.recv(64).split(b" ")[1:2] == [b"200"]
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
     except OSError:
         return False
+    # The gateway is ready while another service is away, and says which; here it is the whole that counts.
+    return answer.split(b" ")[1:2] == [b"200"] and b'"away"' not in answer

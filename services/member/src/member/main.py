@@ -3,7 +3,8 @@
     python -m member serve                  serve gRPC; the database must have been migrated
     python -m member migrate                bring the database to this release
     python -m member all                    migrate, then serve
-    python -m member apply-programme FILE   add a version of a programme, without going through the API
+    python -m member apply-programme FILE…  add a version of each programme, without going through the API;
+                                            with --if-missing, only of those that have none
 
 Exit codes: 0 done or stopped; 1 could not be done; 2 wrong settings or arguments; 3 the database is of a newer release.
 """
@@ -57,14 +58,16 @@ def main(arguments: list[str]) -> int:
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name in ("serve", "migrate", "all"):
         subcommands.add_parser(name)
-    subcommands.add_parser("apply-programme").add_argument("file", type=Path)
+    apply = subcommands.add_parser("apply-programme")
+    apply.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    apply.add_argument("--if-missing", action="store_true")
     options = parser.parse_args(arguments)
     try:
         match options.subcommand:
             case "migrate":
                 return _migrate(load(DatabaseSettings))
             case "apply-programme":
-                return _apply_programme(load(DatabaseSettings), options.file)
+                return _apply_programmes(load(DatabaseSettings), options.files, if_missing=options.if_missing)
             case "all":
                 return _migrate_aside(load(DatabaseSettings)) or _serve(load(Settings))
             case _:
@@ -118,30 +121,36 @@ def _migrate(settings: DatabaseSettings) -> int:
     return 0
 
 
-def _apply_programme(settings: DatabaseSettings, file: Path) -> int:
+def _apply_programmes(settings: DatabaseSettings, files: list[Path], *, if_missing: bool) -> int:
     from kit.clock import SystemClock
     from kit.db import create_engine, raw, transaction
     from kit.problems import Refusal
     from member.programmes.files import ProgrammeFileUnreadable, read_definition
-    from member.programmes.operations import Proposal, apply_programme
+    from member.programmes.operations import apply_programme, load_book
 
-    async def run(definition: object) -> Proposal:
+    async def run() -> None:
         engine = create_engine(settings.database_url, 1)
         try:
-            async with transaction(engine) as connection:
-                return await apply_programme(raw(connection), definition, applied_by="operator", now=SystemClock().now())
+            for file in files:
+                definition = read_definition(file)
+                async with transaction(engine) as connection:
+                    known = (await load_book(raw(connection))).versions if if_missing else {}
+                    if isinstance(definition, dict) and definition.get("programme_id") in known:
+                        continue
+                    try:
+                        proposal = await apply_programme(raw(connection), definition, applied_by="operator", now=SystemClock().now())
+                    except Refusal as refusal:
+                        faults = "".join(f"\n  {error.pointer or '/'}: {error.detail}" for error in refusal.errors)
+                        raise CannotStart(f"{file}: {refusal.detail}{faults}") from None
+                version, already = proposal.version, "" if proposal.is_new else " already"
+                print(f"{version.programme_id} is at version {version.version}{already}, from {version.effective_from}.")
         finally:
             await engine.dispose()
 
     try:
-        proposal = asyncio.run(run(read_definition(file)))
+        asyncio.run(run())
     except ProgrammeFileUnreadable as unreadable:
         raise CannotStart(str(unreadable)) from None
-    except Refusal as refusal:
-        faults = "\n".join(f"  {error.pointer or '/'}: {error.detail}" for error in refusal.errors)
-        raise CannotStart(f"{file}: {refusal.detail}\n{faults}") from None
-    version = proposal.version
-    print(f"{version.programme_id} is at version {version.version}{'' if proposal.is_new else ' already'}, from {version.effective_from}.")
     return 0
 
 
