@@ -204,7 +204,7 @@ class _Group:
         files = [self._file(each) for each in undecided]
         taken = await _Taken.load(self.connection, self.keys, [file for file in files if isinstance(file, MemberFile)])
         new: list[Answer] = []
-        outcomes: dict[int, Outcome] = {}
+        fresh: dict[str, Outcome] = {}
         for each, file in zip(undecided, files, strict=True):
             operation = each.operation
             if operation.operation_id in decided:
@@ -213,13 +213,18 @@ class _Group:
             answer, outcome = self._decide(each, file, taken)
             decided[operation.operation_id] = replace(answer, body=outcome.body, sealed=False)
             new.append(answer)
-            outcomes[id(each)] = outcome
+            fresh[operation.operation_id] = outcome
         await _insert(self.connection, self.keys, self.rows, self.now)
         if self.wallets:
             await open_wallets(self.connection, self.wallets, self.now)
         await append(self.connection, self.events)
         await store_answers(self.connection, new)
-        return [outcomes.get(id(each)) or _again(each.operation, decided[each.operation.operation_id]) for each in sign_ups]
+        outcomes: list[Outcome] = []
+        for each in sign_ups:
+            operation_id = each.operation.operation_id
+            first = fresh.pop(operation_id, None)
+            outcomes.append(first if first is not None else _again(each.operation, decided[operation_id]))
+        return outcomes
 
     def _file(self, sign_up: SignUp) -> MemberFile | Refusal:
         programme = self.book.latest(sign_up.programme_id)
