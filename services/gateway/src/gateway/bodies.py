@@ -65,7 +65,7 @@ _SENTENCE_OF = {f"Expected `str` matching regex {pattern!r}": sentence for patte
 T = TypeVar("T")
 
 
-class Writing(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Writing(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     """The body of a write."""
 
     operation_id: OperationId | UnsetType = UNSET

@@ -1,15 +1,13 @@
 """Who calls: the API client behind a key, and the request it makes."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from kit.telemetry import TraceContext
+import msgspec
 
 Role = Literal["till", "admin"]
 
 
-@dataclass(frozen=True, slots=True)
-class ApiClient:
+class ApiClient(msgspec.Struct, frozen=True, gc=False):
     """The holder of a key. `stores`: ids of the stores it may act in; None: all of them."""
 
     client_id: str
@@ -23,12 +21,12 @@ class ApiClient:
         return (self.role,)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """One request of a client."""
 
     client: ApiClient
     request_id: str
-    trace: TraceContext
+    # Its place in the caller's trace (W3C).
+    traceparent: str
     # The Idempotency-Key header, where there is one.
     idempotency_key: str | None

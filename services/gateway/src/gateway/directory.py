@@ -50,24 +50,26 @@ class Directory:
         self._readings = 0
         self._away = False
 
-    async def client(self, key_sha256: bytes) -> ApiClient | None:
-        """The client whose key has this SHA-256, unless it was revoked. Raises Refusal (503) when that cannot be told."""
-        found = self._state.clients.get(key_sha256)
-        if found is None:
-            await self.catch_up()
-            found = self._state.clients.get(key_sha256)
-        return found
+    def known_client(self, key_sha256: bytes) -> ApiClient | None:
+        """The client whose key has this SHA-256, if it is in memory."""
+        return self._state.clients.get(key_sha256)
 
-    async def store_context(self, store_id: str, till_id: str) -> pb.StoreContext | None:
-        """What a command carries of its store and till; None for an unknown store. Raises Refusal (503) when that cannot be told.
+    async def find_client(self, key_sha256: bytes) -> ApiClient | None:
+        """The same, looked for in the database; None when there is none or it was revoked. Raises Refusal (503) when it is away."""
+        await self.catch_up()
+        return self._state.clients.get(key_sha256)
 
-        An unknown one is looked for in the database first, for the refusal that follows is stored.
+    def known_store(self, store_id: str, till_id: str) -> pb.StoreContext | None:
+        """What a command carries of its store and till, if both are in memory."""
+        return self._state.tills.get((store_id, till_id))
+
+    async def find_store(self, store_id: str, till_id: str) -> pb.StoreContext | None:
+        """The same, looked for in the database, for the refusal of an unknown one is stored; None for an unknown store.
+
+        Raises Refusal (503) when the database is away.
         """
-        found = self._state.tills.get((store_id, till_id))
-        if found is None:
-            await self.catch_up()
-            found = self._state.tills.get((store_id, till_id)) or self._state.stores.get(store_id)
-        return found
+        await self.catch_up()
+        return self._state.tills.get((store_id, till_id)) or self._state.stores.get(store_id)
 
     async def catch_up(self) -> None:
         """Returns when the state is as of this call or later. Any number of callers share one reading of the database."""

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.callers import Caller
+from gateway.callers import ApiClient, Caller
 from gateway.directory import Directory
-from gateway.http import Answer, ClientGone, Head, refuse_unknown_parameters, request_headers
+from gateway.http import Answer, ClientGone, Head, Headers, refuse_unknown_parameters, request_headers
 from gateway.problems import internal_error, unauthenticated
 from gateway.services import CALLER
 from kit.problems import Refusal
-from kit.telemetry import TraceContext, bind_request
+from kit.telemetry import bind_request
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,43 @@ class Edge:
             await self._app(scope, receive, send)
             return
         head = Head.of(scope)
-        request_id, trace = head.request_id(), head.trace()
+        trace = head.trace()
+        request_id, traceparent = head.request_id(trace), trace.header()
         bind_request(trace, request_id)
-        headers = request_headers(request_id, trace)
+        headers = request_headers(request_id, traceparent)
+        path: str = scope["path"]
+        try:
+            if path.startswith(API):
+                caller = Caller(await self._authenticate(head), request_id, traceparent, head.idempotency_key())
+                if hot := self._hot.get((scope["method"], path)):
+                    if scope["query_string"]:
+                        refuse_unknown_parameters(scope["query_string"])
+                    answer = await hot(caller, head, receive)
+                    await answer.send(send, headers)
+                    return
+                scope[CALLER] = caller
+            await self._pass_on(scope, receive, send, headers)
+        except Refusal as refusal:
+            await Answer.problem(refusal).send(send, headers)
+        except ClientGone:
+            return
+        except Exception:
+            log.exception("request failed", extra={"method": scope["method"]})
+            await Answer.problem(internal_error()).send(send, headers)
+
+    async def _authenticate(self, head: Head) -> ApiClient:
+        given = head.headers.get(b"authorization", b"")
+        if not given.startswith(BEARER):
+            raise unauthenticated()
+        # Found by its hash: how long that takes says nothing about the keys there are.
+        key_sha256 = hashlib.sha256(given[len(BEARER) :]).digest()
+        client = self._directory.known_client(key_sha256) or await self._directory.find_client(key_sha256)
+        if client is None:
+            raise unauthenticated()
+        return client
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        """Has FastAPI answer, under the names of the request."""
         started = False
 
         async def send_named(message: Message) -> None:
@@ -53,36 +87,9 @@ class Edge:
             await send(message)
 
         try:
-            path = scope["path"]
-            if path.startswith(API):
-                caller = await self._authenticate(head, request_id, trace)
-                if hot := self._hot.get((scope["method"], path)):
-                    answer = await _answer_hot(hot, caller, head, scope, receive)
-                    await answer.send(send, headers)
-                    return
-                scope[CALLER] = caller
             await self._app(scope, receive, send_named)
-        except Refusal as refusal:
-            await Answer.problem(refusal).send(send, headers)
-        except ClientGone:
-            return
         except Exception:
-            log.exception("request failed", extra={"method": scope["method"]})
             if not started:
-                await Answer.problem(internal_error()).send(send, headers)
-
-    async def _authenticate(self, head: Head, request_id: str, trace: TraceContext) -> Caller:
-        given = head.headers.get(b"authorization", b"")
-        if not given.startswith(BEARER):
-            raise unauthenticated()
-        # Found by its hash: how long that takes says nothing about the keys there are.
-        client = await self._directory.client(hashlib.sha256(given[len(BEARER) :]).digest())
-        if client is None:
-            raise unauthenticated()
-        return Caller(client, request_id, trace, head.idempotency_key())
-
-
-async def _answer_hot(hot: HotRoute, caller: Caller, head: Head, scope: Scope, receive: Receive) -> Answer:
-    if scope["query_string"]:
-        refuse_unknown_parameters(scope["query_string"])
-    return await hot(caller, head, receive)
+                raise
+            # FastAPI answered 500 and raises the fault again, to have it logged.
+            log.exception("request failed", extra={"method": scope["method"]})

@@ -1,10 +1,9 @@
 """HTTP as the edge needs it, over bare ASGI: headers in, a bounded body, answers out. The hot route and FastAPI's routes share it."""
 
-import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -25,8 +24,7 @@ class ClientGone(Exception):
     """The client closed the connection before its request was whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True, gc=False):
     """The headers of a request that the edge reads; of a repeated one the last."""
 
     headers: dict[bytes, bytes]
@@ -36,12 +34,12 @@ class Head:
         """The head of an ASGI request."""
         return cls(dict(scope["headers"]))
 
-    def request_id(self) -> str:
-        """The caller's X-Request-Id, or a new one where it sent none that may be echoed and logged."""
+    def request_id(self, trace: TraceContext) -> str:
+        """The caller's X-Request-Id, or the id of the trace where it sent none that may be echoed and logged."""
         given = self.headers.get(b"x-request-id")
         if given is not None and REQUEST_ID.fullmatch(text := given.decode("latin-1")):
             return text
-        return secrets.token_hex(16)
+        return trace.trace_id
 
     def trace(self) -> TraceContext:
         """The request's place in the caller's trace, or the start of one."""
@@ -56,8 +54,8 @@ class Head:
 
     async def json_body(self, receive: Receive, limit: int) -> bytes:
         """The body of at most `limit` bytes, which the headers must call JSON."""
-        media_type, _, parameters = self.headers.get(b"content-type", b"").partition(b";")
-        if media_type.strip().lower() != JSON or parameters.strip().lower() not in (b"", b"charset=utf-8"):
+        content_type = self.headers.get(b"content-type", b"")
+        if content_type != JSON and not _is_json(content_type):
             raise unsupported_media_type()
         length = self.headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > limit:
@@ -79,6 +77,11 @@ class Head:
         return b"".join(parts)
 
 
+def _is_json(content_type: bytes) -> bool:
+    media_type, _, parameters = content_type.lower().partition(b";")
+    return media_type.strip() == JSON and parameters.strip() in (b"", b"charset=utf-8", b'charset="utf-8"')
+
+
 def refuse_unknown_parameters(query_string: bytes, known: Collection[str] = ()) -> None:
     """Query parameters that a route does not know, or that come twice, are refused, not ignored."""
     seen: set[str] = set()
@@ -93,8 +96,7 @@ def refuse_unknown_parameters(query_string: bytes, known: Collection[str] = ()) 
         raise malformed(errors)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """A status and a JSON body."""
 
     status: int
@@ -136,6 +138,6 @@ class Answer:
         return response
 
 
-def request_headers(request_id: str, trace: TraceContext) -> Headers:
+def request_headers(request_id: str, traceparent: str) -> Headers:
     """The headers that name the request in its answer."""
-    return [(b"x-request-id", request_id.encode("latin-1")), (b"traceparent", trace.header().encode())]
+    return [(b"x-request-id", request_id.encode("latin-1")), (b"traceparent", traceparent.encode())]

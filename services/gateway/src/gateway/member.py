@@ -1,10 +1,10 @@
 """The member service as the gateway sees it: reads on behalf of a caller, and what every write carries."""
 
 import asyncio
-from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
 import grpc
+import msgspec
 
 from gateway.bodies import Fingerprints, Writing, operation_id_of
 from gateway.callers import Caller
@@ -44,8 +44,7 @@ class HasBody(Protocol):
 Read = TypeVar("Read", bound=HasBody)
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(msgspec.Struct, frozen=True, gc=False):
     """The identity of one write: who asks, under which operation id, and for what exactly."""
 
     caller: Caller
@@ -95,7 +94,7 @@ class MemberService:
             operation_id=write.operation_id,
             fingerprint=write.fingerprint,
             internal_token=self.token(write.caller),
-            traceparent=write.caller.trace.header(),
+            traceparent=write.caller.traceparent,
             request_id=write.caller.request_id,
             deadline_unix_ms=self._deadline_unix_ms(milliseconds),
             method=write.method,
@@ -108,7 +107,7 @@ class MemberService:
             operation_id=write.operation_id,
             fingerprint=write.fingerprint,
             internal_token=self.token(write.caller),
-            traceparent=write.caller.trace.header(),
+            traceparent=write.caller.traceparent,
             request_id=write.caller.request_id,
             deadline_unix_ms=self._deadline_unix_ms(None),
             method=write.method,

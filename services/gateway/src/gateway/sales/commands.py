@@ -16,9 +16,8 @@ from regulars.member.v1 import wallet_service_pb2 as pb
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_YEAR = 2200
-MICROSECOND = timedelta(microseconds=1)
-MINUTE = timedelta(minutes=1)
 NO_OFFSET = timedelta(0)
+SECONDS_PER_DAY = 86_400
 
 
 class Numbered(Protocol):
@@ -34,9 +33,9 @@ async def write_sale(services: Services, sale: NewSale, command: pb.Command, at:
     message = command.record_sale
     write_instant(sale.sold_at, message.sold_at, f"{at}/sold_at")
     require_distinct(sale.lines, at)
-    message.till_id = till_id = sale.till_id.lower()
-    store = await services.directory.store_context(sale.store_id.lower(), till_id)
-    if store is not None:
+    store_id, till_id = sale.store_id.lower(), sale.till_id.lower()
+    message.till_id = till_id
+    if store := services.directory.known_store(store_id, till_id) or await services.directory.find_store(store_id, till_id):
         message.store.CopyFrom(store)
     message.currency = sale.currency
     if sale.member_id is not None:
@@ -87,9 +86,9 @@ async def write_reversal(services: Services, reversal: Reversing, message: pb.Re
     """Writes a reversal but for the sale it is of. Raises as `write_sale`."""
     write_instant(reversal.reversed_at, message.reversed_at, f"{at}/reversed_at")
     require_distinct(reversal.lines or (), at)
-    message.till_id = reversal.till_id.lower()
-    store = await services.directory.store_context(reversal.store_id.lower(), message.till_id)
-    if store is not None:
+    store_id, till_id = reversal.store_id.lower(), reversal.till_id.lower()
+    message.till_id = till_id
+    if store := services.directory.known_store(store_id, till_id) or await services.directory.find_store(store_id, till_id):
         message.store.CopyFrom(store)
     message.reason = reversal.reason or ""
     for line in reversal.lines or ():
@@ -100,9 +99,9 @@ async def write_return(services: Services, given: ImportedReturn, message: pb.Re
     """Writes a return that belongs to no sale. Raises as `write_sale`."""
     write_instant(given.returned_at, message.returned_at, f"{at}/returned_at")
     require_distinct(given.lines, at)
-    message.till_id = given.till_id.lower()
-    store = await services.directory.store_context(given.store_id.lower(), message.till_id)
-    if store is not None:
+    store_id, till_id = given.store_id.lower(), given.till_id.lower()
+    message.till_id = till_id
+    if store := services.directory.known_store(store_id, till_id) or await services.directory.find_store(store_id, till_id):
         message.store.CopyFrom(store)
     message.receipt_no = given.receipt_no or ""
     message.currency = given.currency
@@ -124,14 +123,14 @@ def write_instant(moment: datetime, message: pb.Instant, at: str) -> None:
     """Writes an instant with the offset its sender used. Raises Refusal (400) for one out of 1970 to 2200."""
     if not EPOCH.year <= moment.year <= LAST_YEAR:
         raise malformed([FieldError(at, "out_of_range", "Must be between the years 1970 and 2200.")])
-    message.unix_us = (moment - EPOCH) // MICROSECOND
-    message.offset_minutes = (moment.utcoffset() or NO_OFFSET) // MINUTE
+    since, offset = moment - EPOCH, moment.utcoffset() or NO_OFFSET
+    message.unix_us = (since.days * SECONDS_PER_DAY + since.seconds) * 1_000_000 + since.microseconds
+    message.offset_minutes = (offset.days * SECONDS_PER_DAY + offset.seconds) // 60
 
 
 def require_distinct(lines: Sequence[Numbered], at: str) -> None:
     """Raises Refusal (400) when two lines have one number."""
-    numbers = {line.line_no for line in lines}
-    if len(numbers) != len(lines):
+    if len({line.line_no for line in lines}) != len(lines):
         seen: set[int] = set()
         errors = []
         for index, line in enumerate(lines):

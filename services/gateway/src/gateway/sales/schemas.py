@@ -18,7 +18,7 @@ Serials = Annotated[list[Text64], Meta(max_length=1000, description="One for eac
 PointsAmount = Annotated[int, Meta(ge=0, le=10**12)]
 
 
-class Discount(msgspec.Struct, forbid_unknown_fields=True):
+class Discount(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """An amount off, and why."""
 
     amount_minor: AmountMinor
@@ -28,7 +28,7 @@ class Discount(msgspec.Struct, forbid_unknown_fields=True):
 Discounts = Annotated[list[Discount], Meta(max_length=50)]
 
 
-class Tender(msgspec.Struct, forbid_unknown_fields=True):
+class Tender(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One way in which a sale is paid: cash, card, wechat_pay, alipay, stored_value, other; values may grow."""
 
     type: Term
@@ -36,7 +36,7 @@ class Tender(msgspec.Struct, forbid_unknown_fields=True):
     reference: Text200 | None = None
 
 
-class NewSaleLine(msgspec.Struct, forbid_unknown_fields=True):
+class NewSaleLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A line of a sale. `amount_minor` is quantity × unit price, rounded half up."""
 
     line_no: LineNo
@@ -164,7 +164,7 @@ class Sale(msgspec.Struct):
     reversals: list[Reversal]
 
 
-class NewReversalLine(msgspec.Struct, forbid_unknown_fields=True):
+class NewReversalLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """How much of a line to take back."""
 
     line_no: LineNo
@@ -196,7 +196,7 @@ class ImportedReversal(Writing):
     lines: Annotated[list[NewReversalLine], Meta(min_length=1, max_length=2000)] | None = None
 
 
-class NewReturnLine(msgspec.Struct, forbid_unknown_fields=True):
+class NewReturnLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A line of a return."""
 
     line_no: LineNo
