@@ -1,0 +1,167 @@
+"""`make bench`: a sale through the public API beside pgbench on the same PostgreSQL, in one run.
+
+It reports and asserts nothing. Options shorten it: `python -m benchmarks --seconds 10 --members 10000,100000 --no-import`.
+The figures go to benchmarks/results/, as a table (.md) and whole (.json).
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.system import REPOSITORY, System
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+REAL_FILE = REPOSITORY.parent / "shared" / "data" / "online_retail" / "online_retail.csv.gz"
+CLIENTS = (64, 128)
+
+
+async def main(arguments: Sequence[str]) -> None:
+    """Measures everything and writes the table."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=20, help="of each measurement")
+    parser.add_argument("--members", default="10000,100000,1000000", help="how many members, one measurement each")
+    parser.add_argument("--file", type=Path, default=REAL_FILE, help="the file to import")
+    parser.add_argument("--no-import", action="store_true")
+    options = parser.parse_args(arguments)
+    sizes = [int(size) for size in options.members.split(",")]
+    bench = Bench(options.seconds)
+    with System() as system:
+        bench.measured["ready_seconds"] = system.start_seconds
+        await asyncio.sleep(5)
+        bench.measured["idle_memory_mib"] = system.memory_mib()
+        members: list[str] = []
+        for size in sizes:
+            members += await system.add_members(size - len(members))
+            await system.settle()
+            await bench.measure_size(system, members, whole=size == sizes[min(1, len(sizes) - 1)])
+        bench.measured["memory_after_mib"] = system.memory_mib()
+        if not options.no_import and options.file.exists():
+            await system.settle()
+            bench.import_file(system, options.file)
+    bench.write()
+
+
+class Bench:
+    """Collects rows and figures, and writes them."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self.rows: list[dict[str, Any]] = []
+        self.measured: dict[str, Any] = {}
+        self._runs = 0
+
+    async def measure_size(self, system: System, members: list[str], *, whole: bool) -> None:
+        """The spread rate with so many members; with `whole`, also one hot member, fewer clients and half load."""
+        before = self._pgbench(system)
+        spread = [await self._load(system, "spread", members, clients) for clients in (CLIENTS if whole else CLIENTS[:1])]
+        if whole:
+            after = self._pgbench(system)
+            hot = [await self._load(system, "one member", members[:1], clients) for clients in CLIENTS]
+            half = await self._load(system, "half load", members, CLIENTS[0], rate=int(spread[0]["rate"] / 2))
+            _compare([*spread, *hot, half], mean((before, after)))
+            for row, of in zip(hot, spread, strict=True):
+                row["of_spread"] = row["rate"] / of["rate"]
+        else:
+            _compare(spread, before)
+
+    def _pgbench(self, system: System) -> float:
+        tps = system.pgbench(self.seconds)
+        print(f"pgbench TPC-B: {tps:,.0f}/s", flush=True)
+        return tps
+
+    async def _load(self, system: System, name: str, members: list[str], clients: int, *, rate: int = 0) -> dict[str, Any]:
+        await system.settle()
+        self._runs += 1
+        job = {
+            "host": "127.0.0.1",
+            "port": system.port,
+            "key": system.up["till_key"],
+            "store_id": system.up["store_id"],
+            "till_id": system.up["till_id"],
+            "sold_at": datetime.now(UTC).isoformat(),
+            "members": members,
+            "clients": clients,
+            "seconds": self.seconds,
+            "rate": rate,
+            "prefix": f"bench-{self._runs}",
+            "seed": self._runs,
+        }
+        before = system.cpu_seconds()
+        generator = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.load", cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        printed, _ = await generator.communicate(json.dumps(job).encode())
+        after = system.cpu_seconds()
+        result: dict[str, Any] = json.loads(printed)
+        answered = sum(result["statuses"].values())
+        used = {name: (after[name] - before.get(name, 0.0)) / answered * 1e6 for name in after} | {
+            "load": result["cpu_seconds"] / answered * 1e6
+        }
+        row = result | {"what": name, "members": len(members), "clients": clients, "cpu_us_per_sale": used}
+        self.rows.append(row)
+        print(f"{name}, {len(members):,} members, {clients} clients: {row['rate']:,.0f}/s, p99 {row['p99_ms']:.0f} ms", flush=True)
+        return row
+
+    def import_file(self, system: System, file: Path) -> None:
+        """The whole real file through `regulars import sales`."""
+        report = system.var / "import.json"
+        command = [str(Path(sys.executable).with_name("regulars")), "import", "sales", str(file), "--mapping", "online-retail"]
+        subprocess.run([*command, "--report", str(report), "--var", str(system.var)], check=True)
+        self.measured["import"] = json.loads(report.read_text())
+
+    def write(self) -> None:
+        """Prints the table and writes it with all figures."""
+        text = "\n".join(self._lines()) + "\n"
+        print("\n" + text)
+        RESULTS.mkdir(exist_ok=True)
+        name = datetime.now(UTC).strftime("%Y-%m-%dT%H%MZ")
+        (RESULTS / f"{name}.md").write_text(text)
+        (RESULTS / f"{name}.json").write_text(json.dumps({"rows": self.rows, **self.measured}, indent=1) + "\n")
+
+    def _lines(self) -> Iterator[str]:
+        yield f"# A sale beside pgbench, {datetime.now(UTC):%Y-%m-%d}"
+        yield ""
+        yield f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {self.seconds} s each; 3 lines a sale;"
+        yield "all processes and the load generator on the same machine; fsync and synchronous_commit on."
+        yield ""
+        yield "| what | members | clients | sales/s | × pgbench | p50 ms | p95 ms | p99 ms | CPU µs/sale: gateway, member, postgres, load |"
+        yield "|---|---|---|---|---|---|---|---|---|"
+        for row in self.rows:
+            used = row["cpu_us_per_sale"]
+            cpu = " / ".join(f"{used.get(name, 0):.0f}" for name in ("gateway", "member", "postgres", "load"))
+            spread = f" ({row['of_spread']:.2f} × spread)" if "of_spread" in row else ""
+            wrong = {status: count for status, count in row["statuses"].items() if status != "201"}
+            yield (
+                f"| {row['what']}{f' {wrong}' if wrong else ''} | {row['members']:,} | {row['clients']} | {row['rate']:,.0f}{spread} | "
+                f"{row['of_pgbench']:.2f} | {row['p50_ms']:.1f} | {row['p95_ms']:.1f} | {row['p99_ms']:.1f} | {cpu} |"
+            )
+        yield ""
+        rates = dict.fromkeys(round(row["pgbench"]) for row in self.rows)
+        yield f"pgbench TPC-B (scale 20, 16 clients) beside them: {', '.join(f'{rate:,}' for rate in rates)}/s."
+        memory = self.measured["idle_memory_mib"]
+        yield f"Idle: {', '.join(f'{name} {mib:.0f}' for name, mib in memory.items())} = {sum(memory.values()):.0f} MiB (PSS)."
+        after = self.measured["memory_after_mib"]
+        yield f"After the load: {', '.join(f'{name} {mib:.0f}' for name, mib in after.items())} MiB."
+        yield f"From nothing to ready: {self.measured['ready_seconds']:.1f} s."
+        if "import" in self.measured:
+            report = self.measured["import"]
+            yield f"Import of {report['lines']:,} lines: {report['seconds']:.0f} s, {report['lines'] / report['seconds']:,.0f} lines/s."
+
+
+def _compare(rows: Sequence[dict[str, Any]], pgbench: float) -> None:
+    for row in rows:
+        row["pgbench"] = pgbench
+        row["of_pgbench"] = row["rate"] / pgbench
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
