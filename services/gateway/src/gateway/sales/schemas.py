@@ -90,10 +90,15 @@ class SaleLine(msgspec.Struct):
 
 
 class SalePoints(msgspec.Struct):
-    """What a sale did to the member's points; the figures after it are in the answer to the sale itself."""
+    """What a sale did to the member's points.
+
+    The member's figures after it are in the answer to the sale itself, what its reversals did so far in every later reading.
+    """
 
     earned: int
     spent: int
+    taken_back: int | UnsetType = UNSET
+    returned: int | UnsetType = UNSET
     balance: int | UnsetType = UNSET
     pending: int | UnsetType = UNSET
     debt: int | UnsetType = UNSET
