@@ -1,10 +1,14 @@
-"""The gateway's composition root: `python -m gateway serve|migrate|all|seed-demo|issue-key|revoke-key`."""
+"""The gateway's composition root: `python -m gateway serve|migrate|all|seed-demo|issue-key|revoke-key`.
+
+Exit codes: 0 done or stopped; 1 could not be done; 2 wrong settings or arguments; 3 the database is of a newer release.
+"""
 
 import argparse
 import asyncio
 import contextlib
 import gc
 import json
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -47,31 +51,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     revoke.add_argument("client_id")
     chosen = parser.parse_args(arguments)
     try:
-        return uvloop.run(_run(chosen))
-    except (SettingsInvalid, DatabaseIsNewer) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return _run(chosen)
+    except SettingsInvalid as invalid:
+        print(invalid, file=sys.stderr)
+        return 2
+    except DatabaseIsNewer as newer:
+        print(newer, file=sys.stderr)
+        return 3
 
 
-async def _run(chosen: argparse.Namespace) -> int:
+def _run(chosen: argparse.Namespace) -> int:
     settings = load(DatabaseSettings)
     configure_logging("gateway", settings.log_level)
     match chosen.command:
         case "migrate":
-            await _migrate(settings)
+            uvloop.run(migrate(settings.database_url, MIGRATIONS))
         case "serve":
-            await serve(load(Settings))
+            uvloop.run(serve(load(Settings)))
         case "all":
             serving = load(Settings)
-            await _migrate(settings)
-            await serve(serving)
+            # In a process of its own, so that what serves does not keep the memory of the tools that migrated.
+            migrated = subprocess.run([sys.executable, "-m", "gateway", "migrate"], check=False)
+            if migrated.returncode:
+                return migrated.returncode
+            uvloop.run(serve(serving))
         case _:
-            return await _administer(settings, chosen)
+            return uvloop.run(_administer(settings, chosen))
     return 0
-
-
-async def _migrate(settings: DatabaseSettings) -> None:
-    await migrate(settings.database_url, MIGRATIONS)
 
 
 async def _administer(settings: DatabaseSettings, chosen: argparse.Namespace) -> int:

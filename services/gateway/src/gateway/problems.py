@@ -30,9 +30,9 @@ def forbidden(role: str) -> Refusal:
     return Refusal("forbidden", 403, "Not allowed", f"This needs a key with the role `{role}`.")
 
 
-def store_out_of_scope() -> Refusal:
+def store_not_allowed() -> Refusal:
     """403: the key is for other stores."""
-    return Refusal("store_out_of_scope", 403, "Not allowed", "This key may not act in that store.")
+    return Refusal("store_not_allowed", 403, "Not allowed", "This key may not act in that store.")
 
 
 def body_too_large(limit: int) -> Refusal:

@@ -25,6 +25,13 @@ class Points(msgspec.Struct):
     next_expiry: NextExpiry | None
 
 
+class LotSource(msgspec.Struct):
+    """What granted points: a sale or an adjustment; values may grow."""
+
+    kind: str
+    id: str
+
+
 class Lot(msgspec.Struct):
     """Points granted together, which expire together."""
 
@@ -33,7 +40,7 @@ class Lot(msgspec.Struct):
     remaining: int
     available_at: datetime
     expires_at: datetime | None
-    source: str
+    source: LotSource
 
 
 class Entry(msgspec.Struct):
@@ -43,6 +50,8 @@ class Entry(msgspec.Struct):
     at: datetime
     kind: str
     points: int
+    pending: int
+    debt: int
     balance: int
     sale_id: str | None
     lot_id: str | None
@@ -63,6 +72,7 @@ class Adjustment(msgspec.Struct):
     id: str
     operation_id: str
     member_id: str
+    programme_id: str
     points: int
     reason: str
     at: datetime

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.callers import Caller
-from gateway.problems import store_out_of_scope
+from gateway.problems import store_not_allowed
 from gateway.stores.schemas import NewStore, NewTill, Store, Till
 from gateway.stores.tables import stores, tills
 from kit.clock import Clock
@@ -94,10 +94,10 @@ async def list_tills(
     """A page of a store's tills by code, and the cursor of the next page.
 
     Raises:
-        Refusal: 404 store_not_found, 403 store_out_of_scope.
+        Refusal: 404 store_not_found, 403 store_not_allowed.
     """
     if caller.client.stores is not None and store_id not in caller.client.stores:
-        raise store_out_of_scope()
+        raise store_not_allowed()
     await _require_store(connection, store_id)
     query = select(tills).where(tills.c.store_id == store_id).order_by(tills.c.code).limit(limit + 1)
     if cursor is not None:
