@@ -116,12 +116,10 @@ class SaleLine(Struct, frozen=True):
         """What is left of the line to pay with tenders."""
         return self.net_minor - self.points_spent_minor
 
-    def payable_left_minor(self, reversed_quantity: Decimal) -> int:
-        """What remains of the payable amount when so many units have come back."""
+    def refund_of_first_minor(self, units: Decimal) -> int:
+        """What the first so many units have of the payable amount: their share of the net less their share of what points paid."""
         quantity = Decimal(self.quantity)
-        return self.payable_minor - (
-            first_part(self.net_minor, reversed_quantity, quantity) - first_part(self.points_spent_minor, reversed_quantity, quantity)
-        )
+        return first_part(self.net_minor, units, quantity) - first_part(self.points_spent_minor, units, quantity)
 
 
 class Sale(Struct, frozen=True):
@@ -341,19 +339,22 @@ def decide_reversal(
 
     before = reversed_quantities(earlier)
     taken = _quantities_to_reverse(reversal, sale, before)
+    refunded = _refunds(earlier)
     lines: list[ReversalLine] = []
     weight_left = 0
     for line in sale.lines:
-        start = before.get(line.line_no, Decimal(0))
+        paid_back = refunded.get(line.line_no, 0)
         quantity = taken.get(line.line_no)
-        end = start if quantity is None else start + quantity
-        weight_left += line.payable_left_minor(end) * line.multiplier_bp
         if quantity is not None:
-            sold = Decimal(line.quantity)
-            net = first_part(line.net_minor, end, sold) - first_part(line.net_minor, start, sold)
+            start, sold = before.get(line.line_no, Decimal(0)), Decimal(line.quantity)
+            end = start + quantity
             paid_by_points = first_part(line.points_spent_minor, end, sold) - first_part(line.points_spent_minor, start, sold)
             points = first_part(line.points_spent, end, sold) - first_part(line.points_spent, start, sold)
-            lines.append(ReversalLine(line.line_no, f"{quantity:f}", net, net - paid_by_points, points))
+            # Two floors: their difference can fall by one while units come back. That part is refunded nothing, and the next less.
+            refund = max(line.refund_of_first_minor(end) - paid_back, 0)
+            paid_back += refund
+            lines.append(ReversalLine(line.line_no, f"{quantity:f}", refund + paid_by_points, refund, points))
+        weight_left += (line.payable_minor - paid_back) * line.multiplier_bp
 
     points_returned = sum(line.points_returned for line in lines)
     granted = sale.points_earned - sum(r.points_taken_back for r in earlier)
@@ -406,6 +407,15 @@ def reversed_quantities(reversals: Sequence[Reversal]) -> dict[int, Decimal]:
     for reversal in reversals:
         for line in reversal.lines:
             sums[line.line_no] = sums.get(line.line_no, Decimal(0)) + Decimal(line.quantity)
+    return sums
+
+
+def _refunds(reversals: Sequence[Reversal]) -> dict[int, int]:
+    """How much of each line was refunded, in minor units."""
+    sums: dict[int, int] = {}
+    for reversal in reversals:
+        for line in reversal.lines:
+            sums[line.line_no] = sums.get(line.line_no, 0) + line.refund_minor
     return sums
 
 
