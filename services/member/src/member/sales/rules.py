@@ -266,7 +266,8 @@ def decide_sale(sale: NewSale, wallet: "Wallet | None", programme: "ProgrammeVer
         if earned:
             lot_id = wallet.earn(
                 earned,
-                available_at=programme.available_at(sale.sold_at),
+                # A till's clock that is a little fast does not make its points wait for the others'.
+                available_at=programme.available_at(min(sale.sold_at, cause.at)),
                 expires_at=programme.expires_at(sale.sold_at),
                 source_kind="sale",
                 cause=cause,
