@@ -368,6 +368,8 @@ def decide_reversal(
         if granted > due:
             own: Lot | None = wallet.lots.get(sale.earned_lot_id) if sale.earned_lot_id else None
             wallet.take_back(granted - due, own, programme.shortfall if programme else "debt", cause)
+        # With a grace of no days, what came back to an expired lot has lapsed already.
+        wallet.settle(cause.at)
 
     refund = sum(line.refund_minor for line in lines)
     order = programme.refund_tender_order if programme else DEFAULT_REFUND_ORDER
