@@ -30,9 +30,13 @@ _encoder = msgspec.json.Encoder()
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to go on without an answer, how to wait between tries, and whom to tell once per wait."""
+    """How long to go on without an answer, how to wait between tries, and whom to tell once per wait.
+
+    A gateway that never answered is given up sooner: its address may be wrong.
+    """
 
     seconds: float = 300.0
+    seconds_at_first: float = 15.0
     pause: Callable[[float], None] = time.sleep
     notice: Callable[[str], None] = lambda _text: None
 
@@ -44,6 +48,7 @@ class Gateway:
         self.url = url.rstrip("/")
         self._patience = patience or Patience()
         self._away = threading.Event()
+        self._answered = threading.Event()
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
@@ -142,17 +147,18 @@ class Gateway:
 
     def _call(self, method: str, path: str, body: bytes = b"", undecided: Callable[[bytes], bool] = lambda _answer: False) -> bytes:
         """The body of a successful answer. Calls again while nothing was decided."""
-        give_up_at = time.monotonic() + self._patience.seconds
+        began = time.monotonic()
         pause_seconds = 0.1
         while True:
             retry_after = 0.0
             try:
                 response = self._http.request(method, path, content=body)
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise GatewayFault(f"{self.url} is not an address of a gateway.") from error
             except httpx.TransportError as error:
                 reason = f"cannot be reached ({str(error) or type(error).__name__})"
-            except httpx.InvalidURL as error:
-                raise GatewayFault(f"{self.url} is not an address of a gateway.") from error
             else:
+                self._answered.set()
                 if response.is_success and not undecided(response.content):
                     self._away.clear()
                     return response.content
@@ -160,7 +166,7 @@ class Gateway:
                     raise GatewayFault(f"The gateway refused {method} {path.partition('?')[0]}: {_refusal(response)}")
                 reason = f"cannot decide now ({response.status_code})"
                 retry_after = float(seconds) if (seconds := response.headers.get("Retry-After", "")).isdigit() else 0.0
-            if time.monotonic() > give_up_at:
+            if time.monotonic() - began > (self._patience.seconds if self._answered.is_set() else self._patience.seconds_at_first):
                 raise GatewayFault(f"The gateway at {self.url} {reason}. Start the same command again when it is back.")
             if not self._away.is_set():
                 self._away.set()

@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from hashlib import blake2b
 from http import HTTPStatus
@@ -71,32 +71,35 @@ def import_sales(parsed: argparse.Namespace) -> Report:
     mapping = load_mapping(parsed.mapping)
     source = Source(parsed.file, mapping)
     judge = Judge(mapping, source.heading)
-    with make_progress() as progress:
+    with make_progress() as progress, ExitStack() as held:
         progress.begin("Reading", None)
         found = survey(_ticking(source.rows(), progress), judge, mapping)
         digest = source.digest()
         folder = parsed.var / "imports" / f"{mapping.name}-{digest[:12]}"
         prefix = "dry-run-" if parsed.dry_run else ""
-        rejects = RejectsFile(folder / f"{prefix}rejects.csv", source.heading)
+        place, sending = NOWHERE, None
+        if not parsed.dry_run:
+            allowed = access.find_access(parsed)
+            gateway = held.enter_context(closing(Gateway(allowed.url, allowed.admin_key, Patience(notice=progress.say))))
+            place = gateway.place_for(mapping)
+            scope = Scope(digest, _digest(mapping), place.store_id, FORMATION)
+            # Held from here on: the only import of this file that writes.
+            checkpoint = held.enter_context(closing(Checkpoint(folder / "checkpoint.jsonl", scope, afresh=parsed.afresh)))
+            sending = gateway, checkpoint
+        rejects = held.enter_context(RejectsFile(folder / f"{prefix}rejects.csv", source.heading))
         report = Report(
             parsed.file.name, mapping.name, mapping.store.currency, parsed.dry_run, lines=found.rows, rejects_file=str(rejects.path)
         )
         job = _Job(found, Tally(report, mapping), rejects, progress)
         progress.begin("Checking" if parsed.dry_run else "Importing", found.rows)
-        if parsed.dry_run:
-            job.rehearse(plan(source.rows(), judge, found, mapping, NOWHERE, dict.fromkeys(found.sign_ups, "")))
-        else:
-            allowed = access.find_access(parsed)
-            with closing(Gateway(allowed.url, allowed.admin_key, Patience(notice=progress.say))) as gateway:
-                place = gateway.place_for(mapping)
-                scope = Scope(digest, _digest(mapping), place.store_id, FORMATION)
-                with closing(Checkpoint(folder / "checkpoint.jsonl", scope, afresh=parsed.afresh)) as checkpoint:
-                    members = job.sign_up(gateway)
-                    job.send(plan(source.rows(), judge, found, mapping, place, members), gateway, checkpoint)
-                    rejects.finish()
-                    checkpoint.remove()
-        if parsed.dry_run:
+        if sending is None:
+            job.rehearse(plan(source.rows(), judge, found, mapping, place, dict.fromkeys(found.sign_ups, "")))
             rejects.finish()
+        else:
+            members = job.sign_up(sending[0])
+            job.send(plan(source.rows(), judge, found, mapping, place, members), *sending)
+            rejects.finish()
+            sending[1].remove()
     job.tally.finish(time.monotonic() - began)
     write_report(report, parsed.report or folder / f"{prefix}report.json")
     return report

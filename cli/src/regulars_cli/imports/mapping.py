@@ -80,7 +80,7 @@ class LineRule(_Part, frozen=True):
 class Mapping(_Part, frozen=True):
     """A mapping file of format 1."""
 
-    format: Literal[1]
+    format: Literal["1"]
     name: Name
     columns: Columns
     sold_at_formats: Annotated[list[Text], msgspec.Meta(min_length=1)]
@@ -121,7 +121,8 @@ def load_mapping(name: str) -> Mapping:
 def parse_mapping(text: str, name: str) -> Mapping:
     """A mapping from its YAML text, checked whole. Raises MappingFault naming the key at fault."""
     try:
-        mapping = msgspec.convert(yaml.safe_load(text), Mapping)
+        # Every value is text: to YAML itself, NO is false, whether it is Norway or a column.
+        mapping = msgspec.convert(yaml.load(text, Loader=yaml.BaseLoader), Mapping)  # noqa: S506  makes texts, lists and mappings only
     except yaml.YAMLError as error:
         raise MappingFault(f"The mapping {name} is not YAML: {' '.join(str(error).split())}.") from error
     except msgspec.ValidationError as error:

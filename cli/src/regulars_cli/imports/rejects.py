@@ -3,8 +3,9 @@
 import csv
 import heapq
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from regulars_cli.imports.faults import DiskFault
 from regulars_cli.imports.rules import Reject
@@ -22,6 +23,15 @@ class RejectsFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._judged.open("w", encoding="utf-8", errors="surrogateescape", newline="")
             self._writer = csv.writer(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """What is not finished is thrown away."""
+        with suppress(OSError):
+            self._file.close()
+            self._judged.unlink(missing_ok=True)
 
     def add(self, reject: Reject) -> None:
         """A line rejected as it was read. Raises DiskFault."""
@@ -46,7 +56,6 @@ class RejectsFile:
                 writer.writerow(self._heading)
                 writer.writerows(heapq.merge(csv.reader(judged), late, key=_row_of))
             part.replace(self.path)
-            self._judged.unlink()
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ before.
 
 import re
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -30,6 +30,11 @@ DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?")
 # What may stand in an operation id between colons. A digit at least, so that no invoice is called "customer".
 NUMBER = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9._-]{1,40}")
 MALFORMED = "malformed"
+# What the gateway takes at most.
+MAX_LINES = 2_000
+MAX_AMOUNT_MINOR = 10**13
+MAX_CHARACTERS = {"sku": 64, "description": 500, "category": 64}
+YEARS = range(1970, 2200)
 CHANGED = "The file changed while it was being imported: start the same command again."
 
 
@@ -95,21 +100,23 @@ class Judge:
     def __init__(self, mapping: FileMapping, heading: list[str]) -> None:
         self._width = len(heading)
         at = {role: heading.index(name) for role, name in mapping.columns.named().items()}
-        # A column that is not mapped reads as one more field at the end, which is empty.
         self._invoice_at = at["invoice"]
-        self._head_fields = itemgetter(*(at.get(role, self._width) for role in ("invoice", "customer", "sold_at", "country")))
-        self._article_fields = itemgetter(*(at.get(role, self._width) for role in ("sku", "description", "category")))
-        self._figures_fields = itemgetter(at["quantity"], at["unit_price"])
-        self._head_of = _head_reader(mapping)
+        head_roles = [role for role in ("invoice", "customer", "sold_at", "country") if role in at]
+        article_roles = [role for role in ("sku", "description", "category") if role in at]
+        self._head_fields = _fields_getter([at[role] for role in head_roles])
+        self._article_fields = _fields_getter([at[role] for role in article_roles])
+        self._figures_fields = _fields_getter([at["quantity"], at["unit_price"]])
+        self._head_of = _head_reader(head_roles, mapping)
+        self._article_of = _article_reader(article_roles)
         self._figures_of = _figures_reader(mapping.store.currency)
         self._rule_for = _rule_finder(mapping.lines)
 
     def __call__(self, row: Row) -> Line | Reject:
-        if len(row[1]) != self._width:
-            return Reject(row, MALFORMED, f"The row has {len(row[1])} fields where the heading has {self._width}.")
-        fields = [*row[1], ""]
+        fields = row[1]
+        if len(fields) != self._width:
+            return Reject(row, MALFORMED, f"The row has {len(fields)} fields where the heading has {self._width}.")
         head = self._head_of(*self._head_fields(fields))
-        article = _article_of(*self._article_fields(fields))
+        article = self._article_of(*self._article_fields(fields))
         figures = self._figures_of(*self._figures_fields(fields))
         if isinstance(head, str) or isinstance(article, str) or isinstance(figures, str):
             return Reject(row, MALFORMED, " ".join(fault for fault in (head, article, figures) if isinstance(fault, str)))
@@ -129,29 +136,43 @@ class Judge:
         return row[1][self._invoice_at].strip() if len(row[1]) > self._invoice_at else ""
 
 
-def _head_reader(mapping: FileMapping) -> Callable[[str, str, str, str], Head | str]:
+def _fields_getter(indices: list[int]) -> Callable[[list[str]], tuple[str, ...]]:
+    if len(indices) == 1:
+        only = indices[0]
+        return lambda fields: (fields[only],)
+    return itemgetter(*indices)
+
+
+def _head_reader(roles: Sequence[str], mapping: FileMapping) -> Callable[..., Head | str]:
     moment_of = _moment_reader(mapping)
 
     @lru_cache(1 << 10)
-    def read(invoice: str, customer: str, sold_at: str, country: str) -> Head | str:
-        invoice, customer = invoice.strip(), customer.strip()
+    def read(*texts: str) -> Head | str:
+        said = dict(zip(roles, map(str.strip, texts), strict=True))
+        invoice, customer = said["invoice"], said.get("customer", "")
         for name, text in (("invoice", invoice), ("customer", customer or "0")):
             if not NUMBER.fullmatch(text):
                 return f"The {name} number must be 1 to 40 of A-Z a-z 0-9 . _ - with a digit among them."
-        moment = moment_of(sold_at.strip())
-        return moment if isinstance(moment, str) else Head(invoice, customer, moment, country.strip())
+        moment = moment_of(said["sold_at"])
+        return moment if isinstance(moment, str) else Head(invoice, customer, moment, said.get("country", ""))
 
     return read
 
 
-@lru_cache(1 << 15)
-def _article_of(sku: str, description: str, category: str) -> Article | str:
-    sku, description, category = sku.strip(), description.strip(), category.strip()
-    if not sku:
-        return "The row names no SKU."
-    if not (sku + description + category).isprintable():
-        return "The row has characters that are no text: control characters, or bytes of another encoding."
-    return Article(sku, description or None, category or None)
+def _article_reader(roles: Sequence[str]) -> Callable[..., Article | str]:
+    @lru_cache(1 << 15)
+    def read(*texts: str) -> Article | str:
+        said = dict(zip(roles, map(str.strip, texts), strict=True))
+        if not said["sku"]:
+            return "The row names no SKU."
+        for role, text in said.items():
+            if len(text) > MAX_CHARACTERS[role]:
+                return f"The {role} is longer than {MAX_CHARACTERS[role]} characters."
+        if not "".join(said.values()).isprintable():
+            return "The row has characters that are no text: control characters, or bytes of another encoding."
+        return Article(said["sku"], said.get("description") or None, said.get("category") or None)
+
+    return read
 
 
 def _moment_reader(mapping: FileMapping) -> Callable[[str], Moment | str]:
@@ -169,6 +190,8 @@ def _moment_reader(mapping: FileMapping) -> Callable[[str], Moment | str]:
                 local = datetime.strptime(text, form).replace(tzinfo=zone, fold=0)
             except ValueError:
                 continue
+            if local.year not in YEARS:
+                return f"The year {local.year} is not between {YEARS[0]} and {YEARS[-1]}."
             return Moment(local.astimezone(UTC), local.isoformat())
         return f"The time {text!r} is not of the form {' or '.join(formats)}."
 
@@ -183,7 +206,10 @@ def _figures_reader(currency: str) -> Callable[[str, str], Figures | str]:
             if not DECIMAL.fullmatch(text):
                 return f"The {name} {text!r} is not a decimal number of at most 12 digits and 6 decimals."
         number, price = quantity.removeprefix("-"), unit_price.removeprefix("-")
-        return Figures(Decimal(number), number, _sign(quantity), price, _sign(unit_price), line_amount_minor(number, price, currency))
+        amount_minor = line_amount_minor(number, price, currency)
+        if amount_minor > MAX_AMOUNT_MINOR:
+            return f"The amount of {quantity} at {unit_price} is beyond what a sale can hold."
+        return Figures(Decimal(number), number, _sign(quantity), price, _sign(unit_price), amount_minor)
 
     return read
 
@@ -217,6 +243,7 @@ class Invoice:
     last_row: int
     # The row after which every earlier sale of the customer has been read.
     ready_row: int = 0
+    line_count: int = 0
     has_credits: bool = False
 
     def order(self) -> tuple[datetime, int]:
@@ -230,8 +257,8 @@ class Survey:
 
     rows: int = 0
     invoices: dict[str, Invoice] = field(default_factory=dict)
-    # Invoice number → the row for which none of its lines is imported.
-    held_back: dict[str, int] = field(default_factory=dict)
+    # Invoice number → why none of its lines is imported.
+    held_back: dict[str, str] = field(default_factory=dict)
     # Customer number → sign-up, in the order of their first invoices.
     sign_ups: dict[str, SignUp] = field(default_factory=dict)
     # Customer number → SKUs on their credit notes.
@@ -241,8 +268,8 @@ class Survey:
 def survey(rows: Iterable[Row], judge: Judge, mapping: FileMapping) -> Survey:
     """Reads the whole file once.
 
-    An invoice is imported whole or not at all: one with a malformed line, or with lines of several customers, is held back, so that it
-    can be imported under the same operation id once the file is put right.
+    An invoice is imported whole or not at all: one with a malformed line, with lines of several customers or with too many lines is held
+    back, so that it can be imported under the same operation id once the file is put right.
     """
     found = Survey()
     for row in rows:
@@ -250,15 +277,18 @@ def survey(rows: Iterable[Row], judge: Judge, mapping: FileMapping) -> Survey:
         line = judge(row)
         if isinstance(line, Reject):
             if line.code == MALFORMED and (number := judge.invoice_of(row)):
-                found.held_back.setdefault(number, row[0])
+                found.held_back.setdefault(number, f"row {row[0]} of it is malformed")
             continue
         head = line.head
         invoice = found.invoices.get(head.invoice)
         if invoice is None:
             invoice = found.invoices[head.invoice] = Invoice(head.customer, head.country, head.moment, row[0], row[0])
         elif invoice.customer != head.customer:
-            found.held_back.setdefault(head.invoice, row[0])
+            found.held_back.setdefault(head.invoice, f"row {row[0]} of it is another customer's")
         invoice.last_row = row[0]
+        invoice.line_count += 1
+        if invoice.line_count > MAX_LINES:
+            found.held_back.setdefault(head.invoice, f"it has more than {MAX_LINES:,} lines")
         if head.moment is not invoice.moment:
             invoice.moment = min(invoice.moment, head.moment)
         if line.is_credit:
@@ -426,8 +456,7 @@ def plan(
             continue
         number = line.head.invoice
         if number in found.held_back:
-            at = found.held_back[number]
-            yield Reject(row, "held_back", f"An invoice is imported whole, and row {at} of {number} is malformed or another customer's.")
+            yield Reject(row, "held_back", f"An invoice is imported whole or not at all; {number} is not: {found.held_back[number]}.")
             continue
         invoice = found.invoices.get(number)
         if invoice is None:
