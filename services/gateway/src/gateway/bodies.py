@@ -28,7 +28,7 @@ TERM = r"^[a-z][a-z0-9_]{0,31}" + END
 PROGRAMME_ID = r"^[a-z0-9][a-z0-9-]{0,62}" + END
 
 SENTENCES = {
-    OPERATION_ID: "Must be 1 to 100 of A-Z a-z 0-9 . _ : -",
+    OPERATION_ID: "Must be 1 to 100 letters, digits, dots, underscores, colons or dashes.",
     UUID: "Must be an id (UUID).",
     QUANTITY: 'Must be a decimal in a string, more than zero, with at most 12 digits before and 6 after the point, such as "1.250".',
     UNIT_PRICE: 'Must be a decimal in a string with at most 12 digits before and 6 after the point, such as "199.90".',

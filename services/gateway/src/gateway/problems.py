@@ -16,7 +16,7 @@ def operation_id_missing() -> Refusal:
         400,
         "The operation id is missing",
         "Make an operation_id for this write and send it in the body (or as the header Idempotency-Key); repeat it on a retry.",
-        [FieldError("/operation_id", "missing", "Required: 1 to 100 of A-Z a-z 0-9 . _ : -")],
+        [FieldError("/operation_id", "missing", "Required: 1 to 100 letters, digits, dots, underscores, colons or dashes.")],
     )
 
 

@@ -1,0 +1,142 @@
+"""Bodies are refused with a pointer and a sentence; a fingerprint tells a replay from a reuse."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.bodies import END, SENTENCES, Body, Fingerprints, operation_id_of
+from gateway.members.schemas import MemberChange
+from gateway.sales.schemas import NewSale
+from kit.problems import Refusal
+
+SALE: dict[str, Any] = {
+    "operation_id": "op-1",
+    "store_id": "01a2019c-3df7-7000-8508-6d75c89ca3e6",
+    "till_id": "01a2019c-3dfc-7000-8537-339435829156",
+    "sold_at": "2026-11-21T18:03:11+08:00",
+    "currency": "CNY",
+    "lines": [{"line_no": 1, "sku": "A100", "quantity": "2", "unit_price": "99.90", "amount_minor": 19980}],
+    "tenders": [],
+}
+LINE: dict[str, Any] = SALE["lines"][0]
+
+read_sale = Body(NewSale).read
+
+
+def refused(body: bytes) -> tuple[str, str, str]:
+    with pytest.raises(Refusal) as raised:
+        read_sale(body)
+    (error,) = raised.value.errors
+    assert raised.value.status == 400
+    assert error.detail.endswith(".")
+    return raised.value.code, error.pointer, error.code
+
+
+def with_line(**changed: object) -> dict[str, Any]:
+    return SALE | {"lines": [LINE | changed]}
+
+
+@pytest.mark.parametrize(
+    "body, pointer, code",
+    [
+        ({key: value for key, value in SALE.items() if key != "store_id"}, "/store_id", "missing"),
+        (SALE | {"currency": "yuan"}, "/currency", "invalid_format"),
+        (SALE | {"currency": "CNY\n"}, "/currency", "invalid_format"),
+        (SALE | {"operation_id": ""}, "/operation_id", "invalid_format"),
+        (SALE | {"operation_id": "a" * 101}, "/operation_id", "invalid_format"),
+        (SALE | {"operation_id": "a b"}, "/operation_id", "invalid_format"),
+        (SALE | {"operation_id": None}, "/operation_id", "wrong_type"),
+        (SALE | {"store_id": "S001"}, "/store_id", "invalid_format"),
+        (SALE | {"sold_at": "2026-11-21T18:03:11"}, "/sold_at", "out_of_range"),
+        (SALE | {"sold_at": 1}, "/sold_at", "wrong_type"),
+        (SALE | {"lines": []}, "/lines", "out_of_range"),
+        (SALE | {"lines": [LINE] * 2001}, "/lines", "out_of_range"),
+        (SALE | {"points_to_spend": -1}, "/points_to_spend", "out_of_range"),
+        (SALE | {"points_to_spend": 10**30}, "/points_to_spend", "out_of_range"),
+        (SALE | {"points_to_spend": 1.0}, "/points_to_spend", "wrong_type"),
+        (SALE | {"tenders": [{"type": "Cash", "amount_minor": 1}]}, "/tenders/0/type", "invalid_format"),
+        (with_line(quantity="0.000"), "/lines/0/quantity", "invalid_format"),
+        (with_line(quantity="-1"), "/lines/0/quantity", "invalid_format"),
+        (with_line(quantity="1e3"), "/lines/0/quantity", "invalid_format"),
+        (with_line(quantity="1.2345678"), "/lines/0/quantity", "invalid_format"),
+        (with_line(quantity="1234567890123"), "/lines/0/quantity", "invalid_format"),
+        (with_line(quantity=1), "/lines/0/quantity", "wrong_type"),
+        (with_line(unit_price="NaN"), "/lines/0/unit_price", "invalid_format"),
+        (with_line(line_no=0), "/lines/0/line_no", "out_of_range"),
+        (with_line(sku=""), "/lines/0/sku", "out_of_range"),
+        (with_line(sku="x" * 65), "/lines/0/sku", "out_of_range"),
+        (with_line(description="a\0b"), "/lines/0/description", "nul_character"),
+        ([], "", "wrong_type"),
+    ],
+)
+def test_a_malformed_sale_is_refused_with_its_place(body: object, pointer: str, code: str) -> None:
+    assert refused(msgspec.json.encode(body)) == ("malformed", pointer, code)
+
+
+def test_unknown_fields_are_refused_not_ignored() -> None:
+    assert refused(msgspec.json.encode(SALE | {"coupon": 1})) == ("unknown_field", "/coupon", "unknown_field")
+    assert refused(msgspec.json.encode(with_line(**{"a/b~c": 1}))) == ("unknown_field", "/lines/0/a~1b~0c", "unknown_field")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"NaN",
+        b'{"currency": NaN}',
+        b'{"currency": Infinity}',
+        b'"\xff"',
+        b'{"currency": "\xff"}',
+        b"[" * 100_000 + b"]" * 100_000,
+        b"{} {}",
+    ],
+)
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    assert refused(body)[0] == "malformed"
+
+
+@pytest.mark.parametrize("quantity", ["1", "0.5", "0.000001", "999999999999.999999", "1.250"])
+def test_quantities_are_decimal_text_more_than_zero(quantity: str) -> None:
+    assert read_sale(msgspec.json.encode(with_line(quantity=quantity))).lines[0].quantity == quantity
+
+
+def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
+    assert read_sale(msgspec.json.encode(with_line(description="\\u0000"))).lines[0].description == "\\u0000"
+
+
+def test_every_pattern_ends_at_the_very_end_and_has_a_sentence() -> None:
+    assert all(pattern.endswith(END) for pattern in SENTENCES)
+
+
+def test_a_field_left_out_differs_from_null() -> None:
+    change = Body(MemberChange).read(b'{"operation_id": "a", "card": null}')
+    assert change.card is None
+    assert change.name is msgspec.UNSET
+
+
+def test_a_fingerprint_ignores_order_spaces_and_the_operation_id() -> None:
+    fingerprints = Fingerprints(b"k" * 32)
+    first = fingerprints.of("POST", "/v1/sales", b'{"operation_id": "a", "x": {"b": 1, "a": 2}, "y": [1, 2]}')
+    assert len(first) == 32
+    assert first == fingerprints.of("POST", "/v1/sales", b'{"y":[1,2],"x":{"a":2,"b":1}}')
+    others = [
+        fingerprints.of("PATCH", "/v1/sales", b'{"y":[1,2],"x":{"a":2,"b":1}}'),
+        fingerprints.of("POST", "/v1/sale", b'{"y":[1,2],"x":{"a":2,"b":1}}'),
+        fingerprints.of("POST", "/v1/sales", b'{"y":[2,1],"x":{"a":2,"b":1}}'),
+        fingerprints.of("POST", "/v1/sales", b'{"y":[1,2],"x":{"a":2,"b":1},"z":null}'),
+        Fingerprints(b"l" * 32).of("POST", "/v1/sales", b'{"y":[1,2],"x":{"a":2,"b":1}}'),
+    ]
+    assert first not in others
+    assert len(set(others)) == len(others)
+
+
+def test_the_header_stands_in_for_an_operation_id_that_the_body_lacks() -> None:
+    with_id, without = Body(MemberChange).read(b'{"operation_id": "a"}'), Body(MemberChange).read(b"{}")
+    assert operation_id_of(with_id, "b") == "a"
+    assert operation_id_of(without, "b") == "b"
+    with pytest.raises(Refusal, match="operation_id_missing"):
+        operation_id_of(without, None)
+    with pytest.raises(Refusal, match="malformed"):
+        operation_id_of(without, "not one")
