@@ -4,9 +4,12 @@ from pathlib import Path
 
 from sqlalchemy import MetaData
 
+from kit.outbox import outbox_table
+
 MIGRATIONS = "member:migrations"
 
 metadata = MetaData()
+outbox = outbox_table(metadata)
 
 
 def newest_revision() -> str:

@@ -5,6 +5,7 @@
     python -m member all                    migrate, then serve
     python -m member apply-programme FILE…  add a version of each programme, without going through the API;
                                             with --if-missing, only of those that have none
+    python -m member rewrap-keys            after rotating the key-encryption key: move every member's data key under the new one
 
 Exit codes: 0 done or stopped; 1 could not be done; 2 wrong settings or arguments; 3 the database is of a newer release.
 """
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     """Runs a subcommand and returns the exit code."""
     parser = argparse.ArgumentParser(prog="member", description="The member service.")
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
-    for name in ("serve", "migrate", "all"):
+    for name in ("serve", "migrate", "all", "rewrap-keys"):
         subcommands.add_parser(name)
     apply = subcommands.add_parser("apply-programme")
     apply.add_argument("files", type=Path, nargs="+", metavar="FILE")
@@ -68,6 +69,8 @@ def main(arguments: list[str]) -> int:
                 return _migrate(load(DatabaseSettings))
             case "apply-programme":
                 return _apply_programmes(load(DatabaseSettings), options.files, if_missing=options.if_missing)
+            case "rewrap-keys":
+                return _rewrap_keys(load(Settings))
             case "all":
                 return _migrate_aside(load(DatabaseSettings)) or _serve(load(Settings))
             case _:
@@ -82,6 +85,9 @@ def main(arguments: list[str]) -> int:
 
 def _migrate_aside(settings: DatabaseSettings) -> int:
     """Migrates in a process of its own, so that what serves does not keep the memory of the tools that migrated."""
+    # What both need is imported once.
+    import kit.db  # noqa: F401
+
     child = os.fork()
     if child == 0:
         code = 1
@@ -151,6 +157,28 @@ def _apply_programmes(settings: DatabaseSettings, files: list[Path], *, if_missi
         asyncio.run(run())
     except ProgrammeFileUnreadable as unreadable:
         raise CannotStart(str(unreadable)) from None
+    return 0
+
+
+def _rewrap_keys(settings: Settings) -> int:
+    from kit.crypto import KeyFileInvalid, KeyUnknown, PersonalDataKeys, SealBroken
+    from kit.db import create_engine
+    from member.members.operations import rewrap_data_keys
+
+    async def run() -> int:
+        engine = create_engine(settings.database_url, 1)
+        try:
+            return await rewrap_data_keys(engine, PersonalDataKeys.load(settings.personal_data_key_file))
+        finally:
+            await engine.dispose()
+
+    try:
+        moved = asyncio.run(run())
+    except SealBroken as broken:
+        raise CannotStart("A data key does not open under its key-encryption key: nothing of its batch was changed.") from broken
+    except (KeyFileInvalid, KeyUnknown) as error:
+        raise CannotStart(str(error)) from error
+    print(f"{moved} data keys were moved under the present key-encryption key.")
     return 0
 
 

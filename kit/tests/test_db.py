@@ -1,0 +1,241 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from textwrap import dedent
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kit.db import (
+    ConnectionLost,
+    DatabaseIsNewer,
+    Migrated,
+    create_engine,
+    current_revision,
+    may_retry,
+    migrate,
+    raw,
+    reading,
+    transaction,
+    wait_until_ready,
+)
+
+
+@pytest.fixture
+def url(make_database: Callable[..., str]) -> str:
+    return make_database()
+
+
+@pytest.fixture
+async def engine(url: str) -> AsyncIterator[AsyncEngine]:
+    made = create_engine(url, 2)
+    async with transaction(made) as connection:
+        await connection.execute(text("CREATE TABLE marks (mark integer PRIMARY KEY)"))
+    yield made
+    await made.dispose()
+
+
+async def marks(engine: AsyncEngine) -> list[int]:
+    async with reading(engine) as connection:
+        return list((await connection.execute(text("SELECT mark FROM marks ORDER BY mark"))).scalars())
+
+
+async def test_both_ways_of_writing_are_one_transaction(engine: AsyncEngine) -> None:
+    async with transaction(engine) as connection:
+        await connection.execute(text("INSERT INTO marks VALUES (1)"))
+        await raw(connection).execute("INSERT INTO marks VALUES (2)")
+        assert await marks(engine) == []
+    assert await marks(engine) == [1, 2]
+
+
+async def test_a_block_that_raises_leaves_nothing(engine: AsyncEngine) -> None:
+    async def write() -> None:
+        async with transaction(engine) as connection:
+            await connection.execute(text("INSERT INTO marks VALUES (1)"))
+            await raw(connection).execute("INSERT INTO marks VALUES (2)")
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await write()
+    assert await marks(engine) == []
+
+
+async def test_a_cancelled_block_leaves_nothing_and_its_connection_works_on(engine: AsyncEngine) -> None:
+    inside = asyncio.Event()
+
+    async def write() -> None:
+        async with transaction(engine) as connection:
+            await raw(connection).execute("INSERT INTO marks VALUES (1)")
+            inside.set()
+            await raw(connection).execute("SELECT pg_sleep(60)")
+
+    task = asyncio.create_task(write())
+    await inside.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [await marks(engine) for _ in range(4)] == [[]] * 4
+
+
+async def test_a_snapshot_sees_one_state_and_writes_nothing(engine: AsyncEngine) -> None:
+    async with transaction(engine, snapshot=True) as connection:
+        before = await raw(connection).fetchval("SELECT count(*) FROM marks")
+        async with transaction(engine) as other:
+            await raw(other).execute("INSERT INTO marks VALUES (1)")
+        assert await raw(connection).fetchval("SELECT count(*) FROM marks") == before == 0
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await raw(connection).execute("INSERT INTO marks VALUES (2)")
+
+
+async def test_a_connection_that_died_idle_is_not_handed_out(engine: AsyncEngine, url: str) -> None:
+    async with transaction(engine) as connection:
+        driver = raw(connection)
+        pid = await driver.fetchval("SELECT pg_backend_pid()")
+    gone = asyncio.Event()
+    driver.add_termination_listener(lambda _connection: gone.set())
+    killer = await asyncpg.connect(url)
+    await killer.execute("SELECT pg_terminate_backend($1)", pid)
+    await killer.close()
+    await gone.wait()
+    assert await marks(engine) == []
+
+
+@pytest.mark.parametrize("statement_by", ["asyncpg", "sqlalchemy"])
+async def test_a_connection_lost_inside_is_told_apart_and_may_be_retried(engine: AsyncEngine, statement_by: str) -> None:
+    suicide = "SELECT pg_terminate_backend(pg_backend_pid())"
+    with pytest.raises(ConnectionLost) as caught:
+        async with transaction(engine) as connection:
+            await (raw(connection).execute(suicide) if statement_by == "asyncpg" else connection.execute(text(suicide)))
+    assert may_retry(caught.value)
+    assert await marks(engine) == []
+
+
+async def test_a_deadlock_may_be_retried_and_a_duplicate_may_not(engine: AsyncEngine) -> None:
+    async with transaction(engine) as connection:
+        await raw(connection).execute("INSERT INTO marks VALUES (1), (2)")
+    first_has_it, second_has_it = asyncio.Event(), asyncio.Event()
+
+    async def lock(marks: tuple[int, int], mine: asyncio.Event, other: asyncio.Event) -> None:
+        async with transaction(engine) as connection:
+            await raw(connection).execute("SELECT FROM marks WHERE mark = $1 FOR UPDATE", marks[0])
+            mine.set()
+            await other.wait()
+            await raw(connection).execute("SELECT FROM marks WHERE mark = $1 FOR UPDATE", marks[1])
+
+    ended = await asyncio.gather(
+        lock((1, 2), first_has_it, second_has_it), lock((2, 1), second_has_it, first_has_it), return_exceptions=True
+    )
+    assert [type(error) for error in ended if error is not None] == [asyncpg.DeadlockDetectedError]
+    assert all(may_retry(error) for error in ended if error is not None)
+
+    with pytest.raises(asyncpg.UniqueViolationError) as by_driver:
+        async with transaction(engine) as connection:
+            await raw(connection).execute("INSERT INTO marks VALUES (1)")
+    with pytest.raises(DBAPIError) as by_sqlalchemy:
+        async with transaction(engine) as connection:
+            await connection.execute(text("INSERT INTO marks VALUES (1)"))
+    assert not may_retry(by_driver.value)
+    assert not may_retry(by_sqlalchemy.value)
+
+
+async def test_values_the_driver_refuses_are_no_reason_to_retry(engine: AsyncEngine) -> None:
+    with pytest.raises(asyncpg.DataError) as caught:
+        async with transaction(engine) as connection:
+            await raw(connection).execute("INSERT INTO marks VALUES ($1)", "no number")
+    assert not may_retry(caught.value)
+
+
+async def test_an_error_does_not_quote_the_values_it_was_about(engine: AsyncEngine) -> None:
+    with pytest.raises(DBAPIError) as caught:
+        async with transaction(engine) as connection:
+            await connection.execute(text("SELECT 1 / (0 * length(:name))"), {"name": "secret-name"})
+    assert "secret-name" not in str(caught.value)
+
+
+async def test_waiting_ends_when_the_time_is_over() -> None:
+    nobody = create_engine("postgresql://postgres@127.0.0.1:1/none", 1)
+    with pytest.raises(OSError, match="Connect"):
+        await wait_until_ready(nobody, 0.1)
+    await nobody.dispose()
+
+
+def make_migrations(folder: Path, package: str, bodies: list[str]) -> str:
+    """A package with migrations 0001, 0002, … of these statements; its script location."""
+    versions = folder / package / "migrations" / "versions"
+    versions.mkdir(parents=True)
+    (folder / package / "__init__.py").touch()
+    (versions.parent / "env.py").write_text(
+        "from sqlalchemy import MetaData\n\nfrom kit.db import run_migrations\n\nrun_migrations(MetaData())\n"
+    )
+    for number, body in enumerate(bodies, start=1):
+        before = f'"{number - 1:04}"' if number > 1 else None
+        (versions / f"{number:04}_step.py").write_text(
+            dedent(
+                f"""
+                from alembic import op
+
+                revision = "{number:04}"
+                down_revision = {before}
+
+                def upgrade():
+                    op.execute({body!r})
+                """
+            )
+        )
+    return f"{package}:migrations"
+
+
+async def revision(url: str) -> str | None:
+    engine = create_engine(url, 1)
+    try:
+        return await current_revision(engine)
+    finally:
+        await engine.dispose()
+
+
+async def test_one_migrates_and_the_others_find_it_done(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    location = make_migrations(tmp_path, "migrating_at_once", ["CREATE TABLE a (b int)", "ALTER TABLE a ADD c int"])
+    assert await revision(url) is None
+    done = await asyncio.gather(*(migrate(url, location) for _ in range(4)))
+    assert sorted(done, key=lambda each: str(each.before)) == [*[Migrated("0002", "0002")] * 3, Migrated(None, "0002")]
+    assert await revision(url) == "0002"
+
+
+async def test_each_migration_is_a_transaction_of_its_own(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    broken = make_migrations(tmp_path, "broken_at_two", ["CREATE TABLE a (b int)", "CREATE TABLE c (d int); SELECT 1 / 0"])
+    with pytest.raises(DBAPIError):
+        await migrate(url, broken)
+    assert await revision(url) == "0001"
+    mended = make_migrations(tmp_path, "mended_at_two", ["CREATE TABLE a (b int)", "CREATE TABLE c (d int)"])
+    assert await migrate(url, mended) == Migrated("0001", "0002")
+
+
+async def test_a_database_of_a_newer_release_is_left_alone(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    newer = make_migrations(tmp_path, "newer_release", ["CREATE TABLE a (b int)", "CREATE TABLE c (d int)"])
+    older = make_migrations(tmp_path, "older_release", ["CREATE TABLE a (b int)"])
+    await migrate(url, newer)
+    with pytest.raises(DatabaseIsNewer, match=r"at revision 0002, which this release \(newest: 0001\) does not know") as caught:
+        await migrate(url, older)
+    assert (caught.value.revision, caught.value.head) == ("0002", "0001")
+    assert await revision(url) == "0002"
+
+
+async def test_a_migration_does_not_queue_behind_a_lock(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("kit.db.MIGRATION_LOCK_TIMEOUT", "50ms")
+    await migrate(url, make_migrations(tmp_path, "before_the_lock", ["CREATE TABLE a (b int)"]))
+    later = make_migrations(tmp_path, "behind_the_lock", ["CREATE TABLE a (b int)", "ALTER TABLE a ADD c int"])
+    engine = create_engine(url, 1)
+    async with transaction(engine) as connection:
+        await raw(connection).execute("LOCK TABLE a")
+        with pytest.raises(DBAPIError) as caught:
+            await migrate(url, later)
+    await engine.dispose()
+    assert may_retry(caught.value)
+    assert await migrate(url, later) == Migrated("0001", "0002")

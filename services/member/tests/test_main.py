@@ -1,0 +1,127 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from kit.db import migrate
+from kit.keys import create_missing_keys
+from kit.rpc import call_metadata, create_channel
+from kit.tokens import TokenMinter
+from member.database import MIGRATIONS, newest_revision
+from regulars.member.v1 import programme_service_pb2 as pb
+from regulars.member.v1.programme_service_pb2_grpc import ProgrammeServiceStub
+
+DEMO = Path(__file__).parents[3] / "programmes" / "demo.yaml"
+
+
+@pytest.fixture
+def environment(make_database: Callable[..., str], tmp_path: Path) -> dict[str, str]:
+    """Settings of a member service with an empty database and keys of its own."""
+    create_missing_keys(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {
+        **os.environ,
+        "MEMBER_DATABASE_URL": make_database(),
+        "MEMBER_LISTEN": f"127.0.0.1:{port}",
+        "INTERNAL_TOKEN_PUBLIC_KEY_FILE": str(tmp_path / "internal_token_public.pem"),
+        "PERSONAL_DATA_KEY_FILE": str(tmp_path / "personal_data.json"),
+    }
+
+
+def run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a subcommand to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "member", *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def start(environment: dict[str, str], subcommand: str) -> "subprocess.Popen[str]":
+    """Starts a subcommand that goes on."""
+    return subprocess.Popen([sys.executable, "-m", "member", subcommand], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def logged(process: "subprocess.Popen[str]") -> Iterator[dict[str, object]]:
+    """The log of a running service, line by line."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("{"):
+            yield json.loads(line)
+
+
+def wait_until_logged(process: "subprocess.Popen[str]", message: str) -> None:
+    assert message in (line["message"] for line in logged(process)), f"the log ends without {message!r}"
+
+
+async def test_all_migrates_serves_and_stops_when_told(environment: dict[str, str], tmp_path: Path) -> None:
+    with start(environment, "all") as process:
+        wait_until_logged(process, "migrated")
+        wait_until_logged(process, "serving")
+        applied = run(environment, "apply-programme", str(DEMO))
+        assert (applied.returncode, applied.stdout) == (0, "demo is at version 1, from 2010-01-01.\n")
+        token = TokenMinter((tmp_path / "internal_token_private.pem").read_bytes()).mint("till", ("till",), None)
+        async with create_channel(environment["MEMBER_LISTEN"]) as channel:
+            answer = await ProgrammeServiceStub(channel).GetProgramme(
+                pb.GetProgrammeRequest(programme_id="demo"), metadata=call_metadata(token), timeout=10
+            )
+        assert json.loads(answer.body)["current_version"] == 1
+
+        second = run(environment, "serve")
+        assert second.returncode == 1
+        assert second.stderr.endswith(f"{environment['MEMBER_LISTEN']} cannot be listened on: is another process there?\n")
+
+        process.send_signal(signal.SIGTERM)
+        wait_until_logged(process, "stopping")
+        assert process.wait(timeout=30) == 0
+
+
+def test_serving_needs_a_migrated_database(environment: dict[str, str]) -> None:
+    ended = run(environment, "serve")
+    assert ended.returncode == 1
+    assert f"run `python -m member migrate` to bring it to {newest_revision()}" in ended.stderr
+
+
+async def test_a_database_of_a_newer_release_is_refused_in_one_sentence(environment: dict[str, str]) -> None:
+    await migrate(environment["MEMBER_DATABASE_URL"], MIGRATIONS)
+    connection = await asyncpg.connect(environment["MEMBER_DATABASE_URL"])
+    await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await connection.close()
+    ended = run(environment, "all")
+    assert ended.returncode == 3
+    assert ended.stderr.startswith("The database is at revision 9999, which this release")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_missing_settings_are_named_together(environment: dict[str, str]) -> None:
+    kept = {key: value for key, value in environment.items() if key not in ("PERSONAL_DATA_KEY_FILE", "INTERNAL_TOKEN_PUBLIC_KEY_FILE")}
+    ended = run(kept, "serve")
+    assert (ended.returncode, ended.stderr) == (2, "Set INTERNAL_TOKEN_PUBLIC_KEY_FILE.\nSet PERSONAL_DATA_KEY_FILE.\n")
+
+
+def test_a_key_file_that_is_missing_is_named(environment: dict[str, str]) -> None:
+    ended = run(environment | {"PERSONAL_DATA_KEY_FILE": "/nowhere/keys.json"}, "serve")
+    assert ended.returncode == 1
+    assert "/nowhere/keys.json cannot be read" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_keys_are_rewrapped_by_command(environment: dict[str, str], migrated_database: str) -> None:
+    ended = run(environment | {"MEMBER_DATABASE_URL": migrated_database}, "rewrap-keys")
+    assert (ended.returncode, ended.stdout) == (0, "0 data keys were moved under the present key-encryption key.\n")
+
+
+def test_a_programme_that_is_not_valid_is_refused_with_its_faults(
+    environment: dict[str, str], migrated_database: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "programme.yaml"
+    file.write_text("programme_id: demo\n")
+    ended = run(environment | {"MEMBER_DATABASE_URL": migrated_database}, "apply-programme", str(file))
+    assert ended.returncode == 1
+    assert "  /earn: It is needed.\n" in ended.stderr
