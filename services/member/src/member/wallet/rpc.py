@@ -74,12 +74,12 @@ class WalletServicer(WalletServiceServicer):
         act = message.WhichOneof("act") or ""
         require_role(actor, *_ROLES_OF_ACT.get(act, ()))
         if actor.stores is not None and act != "adjust_points":
-            store = getattr(message, act).store.store_id
-            if store and not actor.may_act_in(store):
-                raise Refusal("store_not_allowed", 403, "Not allowed", "This key is for other stores.")
+            _require_store(actor, getattr(message, act).store.store_id)
 
     async def PreviewReversal(self, request: pb.PreviewReversalRequest, context: object) -> pb.PreviewReversalResponse:
-        require_role(current_actor(), "till", "admin")
+        actor = current_actor()
+        require_role(actor, "till", "admin")
+        _require_store(actor, request.reversal.store.store_id)
         outcome = await preview_reversal(self._engine, self._clock, self._programmes, _reversal(request.reversal, ""))
         return pb.PreviewReversalResponse(status=outcome.status, body=outcome.body)
 
@@ -198,6 +198,12 @@ class WalletServicer(WalletServiceServicer):
         return version.shortfall if version else "debt"
 
 
+def _require_store(actor: Actor, store_id: str) -> None:
+    """Raises Refusal (403) unless the actor may act in the store; an unknown one (empty) is for the rules to refuse."""
+    if store_id and not actor.may_act_in(store_id):
+        raise Refusal("store_not_allowed", 403, "Not allowed", "This key is for other stores.")
+
+
 def _uuid(text: str, code: str, noun: str) -> str:
     try:
         return str(UUID(text))
@@ -210,8 +216,7 @@ def _stores(asked: str) -> list[str] | None:
     actor: Actor = current_actor()
     require_role(actor, "till", "admin")
     if asked:
-        if not actor.may_act_in(asked):
-            raise Refusal("store_not_allowed", 403, "Not allowed", "This key is for other stores.")
+        _require_store(actor, asked)
         return [_uuid(asked, "store_not_found", "store")]
     return None if actor.stores is None else sorted(actor.stores)
 
