@@ -78,7 +78,7 @@ def changed_file(file: MemberFile, given: GivenFields, now: datetime) -> MemberF
     latest = (now + timedelta(hours=14)).date()
     readers: dict[str, Callable[[str], object]] = {
         "name": read_text,
-        "phone": lambda typed: read_phone(typed, (given.phone_region or DEFAULT_REGION).strip().upper()),
+        "phone": lambda typed: read_phone(typed, given.phone_region or DEFAULT_REGION),
         "card": read_card,
         "birthday": lambda typed: read_birthday(typed, latest),
         "gender": _read_gender,
@@ -122,6 +122,7 @@ def read_phone(typed: str, region: str = DEFAULT_REGION) -> str:
 
     `region` (ISO 3166-1 alpha-2) is where a number without a country code is taken to be.
     """
+    region = region.strip().upper()
     if not _is_region(region):
         raise FieldInvalid("The phone region must be a two-letter country code such as CN.")
     text = _DASHES.sub("-", unicodedata.normalize("NFKC", typed).translate(_INVISIBLE))
