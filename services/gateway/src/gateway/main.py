@@ -6,7 +6,6 @@ Exit codes: 0 done or stopped; 1 could not be done; 2 wrong settings or argument
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from gateway.database import MIGRATIONS
 from gateway.settings import DatabaseSettings, Settings
 from kit.clock import SystemClock
 from kit.db import DatabaseIsNewer, create_engine, migrate, wait_until_ready
+from kit.memory import freeze_start_up
 from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
 
@@ -30,8 +30,6 @@ DATABASE_WAIT_SECONDS = 30
 SHUTDOWN_SECONDS = 15
 # Tills keep their connection between two sales.
 KEEP_ALIVE_SECONDS = 75
-# Container objects that may be made before the collector looks for cycles.
-COLLECT_AFTER = 50_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,11 +123,7 @@ async def serve(settings: Settings) -> None:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
-        # What was loaded so far lives as long as the process: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        # Requests make no cycles: with the default threshold, looking for them costs a fifth of a sale.
-        gc.set_threshold(COLLECT_AFTER, 10, 10)
+        freeze_start_up()
         await uvicorn.Server(config).serve()
 
 

@@ -196,6 +196,7 @@ async def serve(settings: Settings) -> None:
     from kit.clock import SystemClock
     from kit.crypto import KeyFileInvalid, PersonalDataKeys
     from kit.db import create_engine, current_revision
+    from kit.memory import freeze_start_up
     from kit.rpc import Server
     from kit.tokens import TokenVerifier
     from member.database import newest_revision
@@ -244,6 +245,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     months = asyncio.create_task(keep_partitions(engine, clock))
+    freeze_start_up()
     try:
         try:
             await server.start(settings.listen)
