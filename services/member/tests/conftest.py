@@ -4,10 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from hypothesis import settings
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.db import create_engine, migrate
 from member.database import MIGRATIONS
+
+# The same cases on every run, and no limit on one of them: machines differ, and some are busy.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
