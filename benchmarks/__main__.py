@@ -12,12 +12,12 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.system import REPOSITORY, System
+from kit.clock import SystemClock
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 REAL_FILE = REPOSITORY.parent / "shared" / "data" / "online_retail" / "online_retail.csv.gz"
@@ -87,7 +87,7 @@ class Bench:
             "key": system.up["till_key"],
             "store_id": system.up["store_id"],
             "till_id": system.up["till_id"],
-            "sold_at": datetime.now(UTC).isoformat(),
+            "sold_at": SystemClock().now().isoformat(),
             "members": members,
             "clients": clients,
             "seconds": self.seconds,
@@ -123,12 +123,12 @@ class Bench:
         text = "\n".join(self._lines()) + "\n"
         print("\n" + text)
         RESULTS.mkdir(exist_ok=True)
-        name = datetime.now(UTC).strftime("%Y-%m-%dT%H%MZ")
+        name = SystemClock().now().strftime("%Y-%m-%dT%H%MZ")
         (RESULTS / f"{name}.md").write_text(text)
         (RESULTS / f"{name}.json").write_text(json.dumps({"rows": self.rows, **self.measured}, indent=1) + "\n")
 
     def _lines(self) -> Iterator[str]:
-        yield f"# A sale beside pgbench, {datetime.now(UTC):%Y-%m-%d}"
+        yield f"# A sale beside pgbench, {SystemClock().now():%Y-%m-%d}"
         yield ""
         yield f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {self.seconds} s each; 3 lines a sale;"
         yield "all processes and the load generator on the same machine; fsync and synchronous_commit on."
