@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from google.protobuf.message_factory import GetMessageClass
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.app import create_app
@@ -23,7 +24,7 @@ from gateway.member import MemberService
 from gateway.services import Services
 from gateway.settings import Settings
 from kit.clock import HeldClock
-from kit.db import create_engine, migrate
+from kit.db import create_engine, migrate, transaction
 from kit.problems import Refusal
 from kit.rpc import Server, create_channel
 from kit.tokens import TokenMinter, TokenVerifier
@@ -101,17 +102,19 @@ def _done(operation_id: str) -> pb.Outcome:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(make_database: Callable[..., str]) -> str:
-    """A migrated database to copy."""
+def database(make_database: Callable[..., str]) -> str:
+    """A migrated database, which every test finds empty."""
     url = make_database()
     asyncio.run(migrate(url, MIGRATIONS))
     return url
 
 
 @pytest.fixture
-async def engine(make_database: Callable[..., str], migrated_database: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on a migrated database of its own."""
-    made = create_engine(make_database(migrated_database), 4)
+async def engine(database: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on an empty database."""
+    made = create_engine(database, 4)
+    async with transaction(made) as connection:
+        await connection.execute(text("TRUNCATE stores, tills, api_clients, audit_log, operations"))
     yield made
     await made.dispose()
 

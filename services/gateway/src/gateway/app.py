@@ -6,8 +6,10 @@ from typing import Any, cast
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from gateway import health, openapi
@@ -104,16 +106,15 @@ async def _on_invalid_parameters(_request: Request, error: Exception) -> Respons
     return Answer.problem(as_refusal(cast("RequestValidationError", error))).response()
 
 
-async def _on_http_exception(_request: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What routing itself refuses: no such path, or not with this method."""
-    status = cast("HTTPException", error).status_code
-    if status == 405:
-        refusal = Refusal("method_not_allowed", 405, "Method not allowed", "See /docs for what this path takes.")
-    else:
-        refusal = Refusal("route_not_found", 404, "No such path", "See /docs for the paths there are.")
-    response = Answer.problem(refusal).response()
-    for name, value in (cast("HTTPException", error).headers or {}).items():
-        response.headers[name] = value
+    if cast("HTTPException", error).status_code != 405:
+        return Answer.problem(Refusal("route_not_found", 404, "No such path", "See /docs for the paths there are.")).response()
+    response = Answer.problem(Refusal("method_not_allowed", 405, "Method not allowed", "See /docs for what this path takes.")).response()
+    routes = (cast("APIRoute", route) for module in (*SLICES, health) for route in module.router.routes)
+    methods = {method for route in routes if route.matches(request.scope)[0] is not Match.NONE for method in route.methods or ()}
+    # A page that is not in the document, such as /docs, is only read.
+    response.headers["Allow"] = ", ".join(sorted(methods or {"GET"}))
     return response
 
 
