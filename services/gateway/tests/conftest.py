@@ -51,6 +51,8 @@ class FakeMember:
     requests: list[Message] = field(default_factory=list)
     outcome: pb.Outcome | None = None
     refusal: Refusal | None = None
+    # The ids of operations that it decided before.
+    decided: frozenset[str] = frozenset({"till-7:000123"})
 
     def answer(self, method: str, request: Message) -> dict[str, Any]:
         """The fields of the answer to a call."""
@@ -63,6 +65,8 @@ class FakeMember:
                 return {"outcomes": [{"status": 201, "body": b"{}", "member_id": MEMBER_ID} for _ in request.sign_ups]}
             case "ChangeMember":
                 return {"outcome": {"status": 200, "body": b"{}", "member_id": MEMBER_ID}}
+            case "GetOperation" if request.operation_id not in self.decided:
+                raise Refusal("operation_not_found", 404, "No such operation", "Send it again.")
             case _ if self.refusal:
                 raise self.refusal
             case "ReconcileWallets":

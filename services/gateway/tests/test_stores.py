@@ -79,6 +79,11 @@ async def test_rules_refuse_and_an_absent_service_decides_nothing(desk: Any, mem
     assert (await desk.send("POST", "/v1/stores", admin=True, json=STORE | {"operation_id": "c"})).status_code == 201
 
 
+async def test_an_operation_id_of_the_member_service_is_taken_here_too(desk: Any) -> None:
+    answer = await desk.send("POST", "/v1/stores", admin=True, json=STORE | {"operation_id": "till-7:000123"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "operation_id_reused")
+
+
 async def test_a_till_needs_its_store(desk: Any) -> None:
     till = {"operation_id": "t", "code": "T1", "name": "First"}
     answer = await desk.send("POST", "/v1/stores/01a2019c-3df7-7000-8508-000000000000/tills", admin=True, json=till)

@@ -17,6 +17,7 @@ from gateway.problems import database_away
 from gateway.services import Services
 from kit.db import reading, transaction
 from kit.problems import FieldError, Refusal
+from regulars.member.v1 import wallet_service_pb2 as pb
 
 Act = Callable[[AsyncConnection], Awaitable[msgspec.Struct]]
 
@@ -35,7 +36,11 @@ async def decide_once(services: Services, write: Write, act: Act) -> Answer:
         while True:
             try:
                 async with transaction(services.engine) as connection:
-                    return await _stored(connection, write) or await _decide(connection, services, write, act)
+                    return (
+                        await _stored(connection, write)
+                        or await _taken_by_the_member_service(services, write)
+                        or await _decide(connection, services, write, act)
+                    )
             except _TakenMeanwhile:
                 continue
     except DATABASE_FAULTS as error:
@@ -47,16 +52,32 @@ async def _stored(connection: AsyncConnection, write: Write) -> Answer | None:
     if row is None:
         return None
     if row.fingerprint != write.fingerprint:
-        return Answer.problem(
-            Refusal(
-                "operation_id_reused",
-                409,
-                "Operation id reused",
-                "This operation id was used for another request. Send a corrected or new command under a new id.",
-                [FieldError("/operation_id", "operation_id_reused", f"{write.operation_id} is taken.")],
-            )
-        )
+        return _reused(write)
     return Answer(row.status, row.body, replayed=True)
+
+
+async def _taken_by_the_member_service(services: Services, write: Write) -> Answer | None:
+    """An operation id is unique in the chain, whichever service decided it."""
+    member = services.member
+    try:
+        await member.read(write.caller, member.wallet.GetOperation, pb.GetOperationRequest(operation_id=write.operation_id))
+    except Refusal as refusal:
+        if refusal.code == "operation_not_found":
+            return None
+        raise
+    return _reused(write)
+
+
+def _reused(write: Write) -> Answer:
+    return Answer.problem(
+        Refusal(
+            "operation_id_reused",
+            409,
+            "Operation id reused",
+            "This operation id was used for another request. Send a corrected or new command under a new id.",
+            [FieldError("/operation_id", "operation_id_reused", f"{write.operation_id} is taken.")],
+        )
+    )
 
 
 async def _decide(connection: AsyncConnection, services: Services, write: Write, act: Act) -> Answer:
