@@ -103,7 +103,7 @@ async def get_member(services: GatewayServices, caller: AnyCaller, member_id: Me
 
 
 @router.patch("/members/{member_id}", summary="Change a member", responses=gives(Member), openapi_extra=takes(MemberChange))
-async def patch_member(request: Request, services: GatewayServices, caller: AdminCaller, member_id: MemberId) -> Response:
+async def patch_member(request: Request, services: GatewayServices, caller: AnyCaller, member_id: MemberId) -> Response:
     """Refused as a sign-up is."""
     raw = await Head.of(request.scope).json_body(request.receive, BODY_LIMIT)
     body = _change.read(raw)
