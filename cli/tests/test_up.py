@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from regulars_cli import main as command
+from regulars_cli.up import start
 from regulars_cli.up.installation import Installation
 from regulars_cli.up.processes import Identity
-from regulars_cli.up.start import curl_line
 
 
 @pytest.fixture
@@ -95,6 +95,17 @@ def test_down_never_touches_a_process_that_was_given_the_number_later(var: Path,
     assert capsys.readouterr().out == "Nothing is running.\n"
 
 
+def test_a_disk_that_fills_up_is_announced_once(var: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    var.mkdir()
+    chores = start._Chores(Installation(var))
+    for free_mb in (1000, 199, 150, 1000, 150):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free_mb: SimpleNamespace(free=free * 1024**2))
+        chores()
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"The disk that holds {var} has {free_mb} MB left" for free_mb in (199, 150)
+    ]
+
+
 def test_secrets_are_readable_by_their_owner_only(var: Path) -> None:
     installation = Installation(var)
     with installation.locked():
@@ -105,7 +116,7 @@ def test_secrets_are_readable_by_their_owner_only(var: Path) -> None:
 
 
 def test_the_printed_command_is_one_line_for_a_shell(tmp_path: Path) -> None:
-    line = curl_line("http://h:1", "the-key", "s", "t")
+    line = start.curl_line("http://h:1", "the-key", "s", "t")
     assert "\n" not in line
     fake = tmp_path / "curl"
     fake.write_text('#!/bin/sh\nfor a in "$@"; do printf "%s\\n" "$a"; done\n')

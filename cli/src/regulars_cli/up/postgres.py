@@ -189,7 +189,10 @@ class EmbeddedPostgres:
         if not _can_reach(account, self.binaries / "postgres"):
             self._install = _copy_to_shelter(self._install)
         if self.data_dir.is_symlink():
-            self.data_dir = self.data_dir.resolve()
+            target = self.data_dir.resolve()
+            if not target.parent.exists():
+                raise CannotStart(f"{self.data_dir} points to {target}, which is gone; restore it, or remove the link to begin anew.")
+            self.data_dir = target
         elif not _can_reach(account, self.data_dir.parent):
             if self.data_dir.exists():
                 raise CannotStart(

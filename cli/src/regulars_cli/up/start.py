@@ -4,34 +4,30 @@ import argparse
 import errno
 import json
 import os
-import re
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from kit.clock import SystemClock
 from kit.ids import uuid7
 from regulars_cli.up import CannotStart
 from regulars_cli.up.installation import Installation
 from regulars_cli.up.postgres import EmbeddedPostgres
-from regulars_cli.up.processes import how_it_ended, tied_to_this_process
+from regulars_cli.up.preparation import prepare_databases
 from regulars_cli.up.sockets import socket_folder
 from regulars_cli.up.supervisor import StopRequested, Supervisor, keep_log_small, stop_on_signals
-from regulars_cli.up.topology import DATABASES, REPOSITORY, Topology
+from regulars_cli.up.topology import REPOSITORY, Topology
 
 DEFAULT_PORT = 8600
-PROGRAMMES = REPOSITORY / "programmes"
-# At a start; while running, the supervisor allows more.
-LOG_BYTES = 4 * 1024 * 1024
-STEP_SECONDS = 600
-EMBEDDED = "embedded"
+# A log that grew beyond this is kept once as `.1` and begun anew: at a start, and while running.
+START_LOG_BYTES = 4 * 1024 * 1024
+RUNNING_LOG_BYTES = 32 * 1024 * 1024
+LOW_SPACE_MB = 200
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -75,7 +71,7 @@ def up(installation: Installation, host: str, port: int, database_url: str | Non
         for name in installation.stop_leftovers():
             say(f"Stopped the {name} that an earlier start left running.")
         _check_port(host, port)
-        _trim_logs(installation)
+        _trim_logs(installation, START_LOG_BYTES)
         supervisor = Supervisor(say, installation.note_processes)
         at_end.callback(installation.forget_processes)
         if database_url is None:
@@ -87,17 +83,34 @@ def up(installation: Installation, host: str, port: int, database_url: str | Non
         if sockets != installation.run:
             at_end.callback(shutil.rmtree, sockets, ignore_errors=True)
         topology = Topology(server_url, installation.keys, installation.logs, sockets, host, port)
-        seeded = _prepare_databases(topology, installation, embedded=database_url is None)
+        seeded = prepare_databases(topology, installation, embedded=database_url is None)
         say("Starting member and gateway.")
         supervisor.start(topology.services())
         _announce(installation, topology, seeded)
-        supervisor.watch()
+        supervisor.watch(_Chores(installation))
 
 
 def say(line: str) -> None:
     """Tell the console; a console that went away is no reason to stop."""
     with suppress(OSError, ValueError):
         print(line)
+
+
+class _Chores:
+    """What the supervisor does now and then: warn before the disk is full, and keep the logs small."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._warned = False
+
+    def __call__(self) -> None:
+        low = self._installation.free_mb() < LOW_SPACE_MB
+        if low and not self._warned:
+            say(
+                f"The disk that holds {self._installation.folder} has {self._installation.free_mb()} MB left: make room, or sales will be refused."
+            )
+        self._warned = low
+        _trim_logs(self._installation, RUNNING_LOG_BYTES)
 
 
 def _stop(supervisor: Supervisor) -> None:
@@ -128,85 +141,12 @@ def _start_postgres(installation: Installation, supervisor: Supervisor, at_end: 
     return postgres.url()
 
 
-def _prepare_databases(topology: Topology, installation: Installation, *, embedded: bool) -> dict[str, Any]:
-    """Keys, databases, tables, the demo chain and its programmes, each made where it is missing; `seed-demo`'s answer with API keys."""
-    environment = topology.environment()
-    steps = _Steps(installation.logs, environment)
-    databases = (("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})
-    steps.run("Making databases and keys", [databases, (("kit.keys", str(installation.keys)), {})])
-    steps.run("Bringing the databases to this release", [(("member", "migrate"), {}), (("gateway", "migrate"), {})])
-    # The stores of the demo chain belong to these programmes.
-    programmes = ("member", "apply-programme", "--if-missing", *map(str, sorted(PROGRAMMES.glob("*.yaml"))))
-    seed, _ = steps.run("Making the demo chain", [(("gateway", "seed-demo"), {}), (programmes, {})])
-    answer: dict[str, Any] = json.loads(seed)
-    answer["database"] = EMBEDDED if embedded else _without_password(topology.server_url)
-    answer["new"] = bool(answer.get("till_key"))
-    if not answer["new"]:
-        known = installation.read_up()
-        if known.get("database") == answer["database"] and known.get("till_key") and known.get("admin_key"):
-            answer |= {"till_key": known["till_key"], "admin_key": known["admin_key"]}
-        else:
-            # Only their hashes are kept, so keys that nobody noted can but be replaced.
-            (seed,) = steps.run("Making the demo chain", [(("gateway", "seed-demo", "--new-keys"), {})])
-            answer |= json.loads(seed) | {"new": True}
-    return answer
-
-
-class _Steps:
-    """Runs commands that end, with what they say on standard error in a log."""
-
-    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
-        self._log = logs / "setup.log"
-        self._environment = environment
-
-    def run(self, what: str, modules: Sequence[tuple[tuple[str, ...], Mapping[str, str]]]) -> list[str]:
-        """Run Python modules side by side, each with settings of its own; what each printed.
-
-        Raises:
-            CannotStart: one of them failed; the sentence is the last that it said.
-        """
-        with ExitStack() as running:
-            processes = [
-                running.enter_context(
-                    subprocess.Popen(
-                        (sys.executable, "-m", *module),
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        env={**os.environ, **self._environment, **more},
-                        start_new_session=True,
-                        preexec_fn=tied_to_this_process(),  # noqa: PLW1509 - the supervisor has one thread
-                        text=True,
-                    )
-                )
-                for module, more in modules
-            ]
-            try:
-                said = [process.communicate(timeout=STEP_SECONDS) for process in processes]
-            except BaseException:
-                for process in processes:
-                    process.kill()
-                raise
-        with self._log.open("a") as log:
-            log.writelines(err for _, err in said)
-        for process, (_, err) in zip(processes, said, strict=True):
-            if process.returncode:
-                sentence = _last_words(err) or how_it_ended(process.returncode)
-                raise CannotStart(f"{what} failed: {sentence.rstrip('.')} (see {self._log}).")
-        return [out for out, _ in said]
-
-
-def _last_words(said: str) -> str:
-    """The sentence that a command ended with: its last line, or the exception's when a library adds notes below it."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    raised = [line for line in said.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception): ", line)]
-    return (raised or lines or [""])[-1]
-
-
 def _announce(installation: Installation, topology: Topology, seeded: Mapping[str, Any]) -> None:
     """Write `up.json` and tell the console where everything is."""
     content = {"url": topology.url, **{name: seeded[name] for name in ("till_key", "admin_key", "store_id", "till_id")}, "pid": os.getpid()}
-    installation.write_up(content | {"database": seeded["database"]})
+    # Of every database this folder was started with: who goes back to one finds its keys still good.
+    keys = {seeded["database"]: {name: seeded[name] for name in ("till_key", "admin_key")}}
+    installation.write_up(content | {"keys": installation.read_up().get("keys", {}) | keys})
     say("")
     say(f"Regulars is ready at {topology.url} (pages at {topology.url}/docs). Ctrl-C or `make down` stops it.")
     if seeded["new"]:
@@ -216,7 +156,7 @@ def _announce(installation: Installation, topology: Topology, seeded: Mapping[st
         key = str(seeded["till_key"])
     else:
         say(f"The keys are in {installation.up_file}.")
-        key = f'$(sed -n \'s/.*"till_key": "\\(.*\\)".*/\\1/p\' {shlex.quote(str(installation.up_file))})'
+        key = f'$(sed -n \'s/^  "till_key": "\\(.*\\)".*/\\1/p\' {shlex.quote(str(installation.up_file))})'
     say("Record a sale:")
     say("")
     say(curl_line(topology.url, key, str(seeded["store_id"]), str(seeded["till_id"])))
@@ -258,14 +198,11 @@ def _check_port(host: str, port: int) -> None:
             raise CannotStart(f"Port {port} of {host} {reason or 'cannot be used'}; choose another with `make up PORT=…`.") from None
 
 
-def _trim_logs(installation: Installation) -> None:
+def _trim_logs(installation: Installation, limit: int) -> None:
     for log in installation.logs.glob("*.log"):
-        keep_log_small(log, LOG_BYTES)
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+        # A full disk has no room for the copy; the warning is out, and services go on.
+        with suppress(OSError):
+            keep_log_small(log, limit)
 
 
 def _sentence(error: OSError, var: Path) -> str:

@@ -19,8 +19,7 @@ READY_SECONDS = 60
 # A process that ran this long before it died is started again at once.
 STEADY_SECONDS = 60
 LONGEST_DELAY_SECONDS = 30
-# A log that grew beyond this is kept once as `.1` and begun anew.
-LOG_BYTES = 32 * 1024 * 1024
+CHORES_SECONDS = 30
 FULL_DISK_BYTES = 20 * 1024 * 1024
 
 
@@ -66,19 +65,21 @@ class Supervisor:
             if not all(child.ready for child in children):
                 time.sleep(0.02)
 
-    def watch(self) -> None:
-        """Start again what dies, until a signal raises `StopRequested`."""
+    def watch(self, chores: Callable[[], None] = lambda: None) -> None:
+        """Start again what dies, until a signal raises `StopRequested`; `chores` is called now and then."""
+        next_chores = 0.0
         with _child_deaths() as deaths:
             while True:
+                if time.monotonic() >= next_chores:
+                    chores()
+                    next_chores = time.monotonic() + CHORES_SECONDS
                 delays = [child.start_again_at - time.monotonic() for child in self._children if child.start_again_at is not None]
                 waiting = any(not child.ready for child in self._children)
-                timeout = min([0.1 if waiting else 30.0, *delays])
+                timeout = min([0.1 if waiting else next_chores - time.monotonic(), *delays])
                 select.select([deaths], [], [], max(0.0, timeout))
                 with suppress(BlockingIOError):
                     deaths.recv(4096)
                 self._look_after(self._children)
-                for child in self._children:
-                    keep_log_small(child.spec.log, LOG_BYTES)
 
     def stop(self) -> None:
         """Stop everything that runs, the last started first; a second request to stop does it by force."""
