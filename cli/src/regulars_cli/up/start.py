@@ -106,9 +106,8 @@ class _Chores:
     def __call__(self) -> None:
         low = self._installation.free_mb() < LOW_SPACE_MB
         if low and not self._warned:
-            say(
-                f"The disk that holds {self._installation.folder} has {self._installation.free_mb()} MB left: make room, or sales will be refused."
-            )
+            folder, left = self._installation.folder, self._installation.free_mb()
+            say(f"The disk that holds {folder} has {left} MB left: make room, or sales will be refused.")
         self._warned = low
         _trim_logs(self._installation, RUNNING_LOG_BYTES)
 
