@@ -5,6 +5,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+# Of the repository, wherever the command is called: the same as `regulars up` uses.
+VAR = Path(__file__).resolve().parents[3] / "var"
+
 
 class AccessUnknown(Exception):
     """Neither given nor found; the sentence says what to do."""
@@ -18,7 +21,7 @@ class Access:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--var`, `--url` and `--key`."""
-    parser.add_argument("--var", metavar="DIR", type=Path, default=Path("var"), help="the installation's folder (default: %(default)s)")
+    parser.add_argument("--var", metavar="DIR", type=Path, default=VAR, help="the installation's folder (default: %(default)s)")
     parser.add_argument("--url", help="the gateway's address (default: from up.json in the folder)")
     parser.add_argument("--key", help="an admin key (default: from up.json in the folder)")
 

@@ -280,7 +280,10 @@ def test_a_store_that_is_not_the_mappings_is_one_sentence(
     [
         (["missing.csv", "--mapping", "online-retail"], "missing.csv cannot be read: No such file or directory."),
         (["f.csv", "--mapping", "nowhere"], "There is no mapping nowhere: give one of online-retail"),
-        (["f.csv", "--mapping", "online-retail"], "up.json cannot be read: start the system with `make up`, or give --url and --key."),
+        (
+            ["f.csv", "--mapping", "online-retail", "--var", "var"],
+            "up.json cannot be read: start the system with `make up`, or give --url and --key.",
+        ),
         (["f.csv", "--mapping", "online-retail", "--url", "nonsense", "--key", "k"], "nonsense is not an address of a gateway."),
     ],
 )

@@ -77,29 +77,30 @@ def import_sales(parsed: argparse.Namespace) -> Report:
         digest = source.digest()
         folder = parsed.var / "imports" / f"{mapping.name}-{digest[:12]}"
         prefix = "dry-run-" if parsed.dry_run else ""
-        place, sending = NOWHERE, None
-        if not parsed.dry_run:
+
+        def open_job() -> _Job:
+            rejects = held.enter_context(RejectsFile(folder / f"{prefix}rejects.csv", source.heading))
+            report = Report(parsed.file.name, mapping.name, mapping.store.currency, parsed.dry_run, found.rows, str(rejects.path))
+            progress.begin("Checking" if parsed.dry_run else "Importing", found.rows)
+            return _Job(found, Tally(report, mapping), rejects, progress)
+
+        if parsed.dry_run:
+            job = open_job()
+            job.rehearse(plan(source.rows(), judge, found, mapping, NOWHERE, dict.fromkeys(found.sign_ups, "")))
+            job.rejects.finish()
+        else:
             allowed = access.find_access(parsed)
             gateway = held.enter_context(closing(Gateway(allowed.url, allowed.admin_key, Patience(notice=progress.say))))
             place = gateway.place_for(mapping)
             scope = Scope(digest, _digest(mapping), place.store_id, FORMATION)
-            # Held from here on: the only import of this file that writes.
             checkpoint = held.enter_context(closing(Checkpoint(folder / "checkpoint.jsonl", scope, afresh=parsed.afresh)))
-            sending = gateway, checkpoint
-        rejects = held.enter_context(RejectsFile(folder / f"{prefix}rejects.csv", source.heading))
-        report = Report(
-            parsed.file.name, mapping.name, mapping.store.currency, parsed.dry_run, lines=found.rows, rejects_file=str(rejects.path)
-        )
-        job = _Job(found, Tally(report, mapping), rejects, progress)
-        progress.begin("Checking" if parsed.dry_run else "Importing", found.rows)
-        if sending is None:
-            job.rehearse(plan(source.rows(), judge, found, mapping, place, dict.fromkeys(found.sign_ups, "")))
-            rejects.finish()
-        else:
-            members = job.sign_up(sending[0])
-            job.send(plan(source.rows(), judge, found, mapping, place, members), *sending)
-            rejects.finish()
-            sending[1].remove()
+            # The checkpoint is locked: from here on this is the only import of the file.
+            job = open_job()
+            members = job.sign_up(gateway)
+            job.send(plan(source.rows(), judge, found, mapping, place, members), gateway, checkpoint)
+            job.rejects.finish()
+            checkpoint.remove()
+    report = job.tally.report
     job.tally.finish(time.monotonic() - began)
     write_report(report, parsed.report or folder / f"{prefix}report.json")
     return report

@@ -78,7 +78,8 @@ class Report(msgspec.Struct):
     mapping: str
     currency: str
     dry_run: bool
-    lines: int = 0
+    lines: int
+    rejects_file: str
     identified_sales: IdentifiedSaleFigures = msgspec.field(default_factory=IdentifiedSaleFigures)
     guest_sales: SaleFigures = msgspec.field(default_factory=SaleFigures)
     credit_notes: CreditNoteFigures = msgspec.field(default_factory=CreditNoteFigures)
@@ -92,7 +93,6 @@ class Report(msgspec.Struct):
     commands_refused: int = 0
     seconds: float = 0.0
     lines_per_second: int = 0
-    rejects_file: str = ""
     refused: list[RefusedCommand] = msgspec.field(default_factory=list)
     differences: list[Difference] = msgspec.field(default_factory=list)
     unlinked_returns: list[UnlinkedReturn] = msgspec.field(default_factory=list)
