@@ -152,7 +152,7 @@ def reversal_of(lines: list[tuple[int, str]], at: datetime) -> NewReversal:
     return NewReversal("reversal", STORE, "till", at, 480, "", tuple(lines))
 
 
-@settings(max_examples=800)
+@settings(max_examples=500)
 @given(
     draft=drafts,
     rules=programmes,
