@@ -91,12 +91,13 @@ def opening(wallet: Wallet, ledger: model.Ledger, lots: list[tuple[int, int]], n
 
 
 def figures(wallet: Wallet) -> tuple[Any, ...]:
-    lots = [(lot.remaining, lot.expired, lot.expires_at, lot.matured) for lot in wallet.lots.values()]
+    lots = [(lot.remaining, lot.expired, lot.expires_at, lot.matured or not lot.remaining) for lot in wallet.lots.values()]
     return wallet.balance, wallet.pending, wallet.debt, wallet.sequence, lots
 
 
 def of_model(ledger: model.Ledger, sequence: int) -> tuple[Any, ...]:
-    return ledger.balance, ledger.pending, ledger.debt, sequence, [(lot.left, lot.lapsed, lot.ends, lot.is_open) for lot in ledger.lots]
+    lots = [(lot.left, lot.lapsed, lot.ends, lot.is_open or not lot.left) for lot in ledger.lots]
+    return ledger.balance, ledger.pending, ledger.debt, sequence, lots
 
 
 def same_sale(sale: Sale, sold: model.Sold) -> None:
