@@ -146,7 +146,7 @@ def _fields_getter(indices: list[int]) -> Callable[[list[str]], tuple[str, ...]]
 def _head_reader(roles: Sequence[str], mapping: FileMapping) -> Callable[..., Head | str]:
     moment_of = _moment_reader(mapping)
 
-    @lru_cache(1 << 10)
+    @lru_cache(1 << 15)
     def read(*texts: str) -> Head | str:
         said = dict(zip(roles, map(str.strip, texts), strict=True))
         invoice, customer = said["invoice"], said.get("customer", "")
@@ -183,7 +183,7 @@ def _moment_reader(mapping: FileMapping) -> Callable[[str], Moment | str]:
     """
     zone, formats = mapping.zone(), mapping.sold_at_formats
 
-    @lru_cache(1 << 14)
+    @lru_cache(1 << 15)
     def read(text: str) -> Moment | str:
         for form in formats:
             try:
