@@ -55,6 +55,8 @@ class Edge:
                     await answer.send(send, headers)
                     return
                 scope[CALLER] = caller
+                if scope["method"] == "GET":
+                    headers.append((b"cache-control", b"no-store"))
             await self._pass_on(scope, receive, send, headers)
         except Refusal as refusal:
             await Answer.problem(refusal).send(send, headers)

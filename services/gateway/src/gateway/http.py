@@ -114,7 +114,6 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
         headers = [
             (b"content-type", JSON if status < 400 else PROBLEM_JSON),
             (b"content-length", b"%d" % len(self.body)),
-            (b"cache-control", b"no-store"),
         ]
         if self.replayed:
             headers.append((b"idempotent-replayed", b"true"))

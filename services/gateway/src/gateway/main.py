@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from gateway.services import Services
 
 DATABASE_WAIT_SECONDS = 30
-SHUTDOWN_SECONDS = 15
-# Tills keep their connection between two sales.
-KEEP_ALIVE_SECONDS = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,28 +100,13 @@ async def _administer(settings: DatabaseSettings, chosen: argparse.Namespace) ->
 
 async def serve(settings: Settings) -> None:
     """Answers requests until told to stop; then lets those under way end."""
-    import uvicorn
-
     from gateway.app import create_app
+    from gateway.server import serve_http
 
     async with open_services(settings) as services:
-        config = uvicorn.Config(
-            create_app(services),
-            host=settings.host,
-            port=settings.port,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
+        app = create_app(services)
         freeze_start_up()
-        await uvicorn.Server(config).serve()
+        await serve_http(app, settings.host, settings.port)
 
 
 @asynccontextmanager
