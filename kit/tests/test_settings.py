@@ -17,7 +17,7 @@ class Settings:
 
 
 def test_settings_are_read_by_their_kind() -> None:
-    assert load(Settings, {"X_URL": "a", "X_SIZE": "9", "X_VERBOSE": "true"}) == Settings("a", 9, True, Path("keys/a"))  # noqa: FBT003
+    assert load(Settings, {"X_URL": "a", "X_SIZE": "9", "X_VERBOSE": "true"}) == Settings("a", 9, True, Path("keys/a"))
 
 
 def test_every_fault_is_named() -> None:

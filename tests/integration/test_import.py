@@ -16,6 +16,8 @@ from tests.integration.api import Api, Json
 from tests.integration.system import System, wait_until
 
 FILE = Path(__file__).resolve().parents[3] / "shared" / "data" / "online_retail" / "online_retail.csv.gz"
+
+pytestmark = pytest.mark.external_data
 # December 2010.
 LINES = 42_481
 

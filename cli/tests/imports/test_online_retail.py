@@ -12,6 +12,8 @@ from regulars_cli.main import main
 
 FILE = Path(__file__).resolve().parents[4] / "shared" / "data" / "online_retail" / "online_retail.csv.gz"
 
+pytestmark = pytest.mark.external_data
+
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Json, list[list[str]]]:

@@ -64,7 +64,7 @@ class Chain:
         *,
         points: int = 0,
         tenders: Sequence[Tender] | None = None,
-        **given: Any,  # noqa: ANN401  # any field of the struct
+        **given: Any,  # any field of the struct
     ) -> NewSale:
         """A sale with a line for each price (or price and quantity), paid in cash unless told otherwise."""
         lines = given.pop("lines", None) or tuple(
