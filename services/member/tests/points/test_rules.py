@@ -153,7 +153,7 @@ class Ledgers(RuleBasedStateMachine):
 
 
 TestLedgers = Ledgers.TestCase
-TestLedgers.settings = settings(max_examples=150, stateful_step_count=25)
+TestLedgers.settings = settings(max_examples=150, stateful_step_count=50)
 
 
 def wallet_with(*lots: tuple[int, timedelta, timedelta | None], now: datetime = NOW) -> tuple[Wallet, list[Lot]]:
@@ -222,6 +222,18 @@ def test_points_returned_to_an_expired_lot_live_again_for_the_grace_alone() -> N
     assert (wallet.balance, lot.expired, wallet.next_expiry) == (6, 4, (later + 30 * DAY, 6))
     wallet.settle(later + 30 * DAY)
     assert (wallet.balance, lot.expired) == (0, 10)
+
+
+def test_every_credit_pays_debt_first_returned_points_too() -> None:
+    wallet, (lot,) = wallet_with((10, AT_ONCE, None))
+    given = wallet.debit(10, "spend", Cause(NOW))
+    wallet.take_back(10, lot, "debt", Cause(NOW))
+    wallet.give_back(4, given, DAY, Cause(NOW))
+    assert (wallet.balance, wallet.debt) == (0, 6)
+    wallet.earn(5, available_at=NOW, expires_at=None, source_kind="sale", cause=Cause(NOW))
+    assert (wallet.balance, wallet.debt) == (0, 1)
+    wallet.earn(5, available_at=NOW, expires_at=None, source_kind="adjustment", cause=Cause(NOW))
+    assert (wallet.balance, wallet.debt) == (4, 0)
 
 
 def test_a_lot_that_lives_again_is_spent_by_its_new_expiry() -> None:
