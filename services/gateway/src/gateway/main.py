@@ -20,6 +20,7 @@ from gateway.settings import DatabaseSettings, Settings
 from kit.clock import SystemClock
 from kit.db import DatabaseIsNewer, create_engine, migrate, wait_until_ready
 from kit.memory import freeze_start_up
+from kit.problems import Refusal
 from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from gateway.services import Services
 
 DATABASE_WAIT_SECONDS = 30
+
+
+class CannotStart(Exception):
+    """Why the gateway does not start, as one sentence."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         return _run(chosen)
+    except CannotStart as reason:
+        print(reason, file=sys.stderr)
+        return 1
     except SettingsInvalid as invalid:
         print(invalid, file=sys.stderr)
         return 2
@@ -112,20 +120,29 @@ async def serve(settings: Settings) -> None:
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator["Services"]:
     """The gateway's parts, put together; at the end, writes under way are waited for."""
-    from gateway.directory import Directory
+    from gateway.directory import DATABASE_FAULTS, Directory
     from gateway.member import MemberService
     from gateway.services import Services
     from kit.rpc import create_channel
     from kit.tokens import TokenMinter
 
     clock = SystemClock()
-    minter = TokenMinter(settings.internal_token_private_key_file.read_bytes(), clock)
-    fingerprint_key = bytes.fromhex(settings.fingerprint_key_file.read_text())
+    try:
+        minter = TokenMinter(settings.internal_token_private_key_file.read_bytes(), clock)
+        fingerprint_key = bytes.fromhex(settings.fingerprint_key_file.read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise CannotStart("A key file cannot be read; `python -m kit.keys DIR` makes those that are missing.") from error
     engine = create_engine(settings.database_url, settings.pool_size, application_name="gateway")
     try:
-        await wait_until_ready(engine, DATABASE_WAIT_SECONDS)
+        try:
+            await wait_until_ready(engine, DATABASE_WAIT_SECONDS)
+        except DATABASE_FAULTS as error:
+            raise CannotStart(f"The database of GATEWAY_DATABASE_URL did not answer ({type(error).__name__}).") from error
         directory = Directory(engine)
-        await directory.catch_up()
+        try:
+            await directory.catch_up()
+        except Refusal as error:
+            raise CannotStart("The gateway's tables cannot be read: run `python -m gateway migrate`.") from error
         async with create_channel(settings.member_address) as channel:
             member = MemberService(channel, minter, fingerprint_key, clock, settings)
             polling = asyncio.create_task(directory.poll())

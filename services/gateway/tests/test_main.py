@@ -1,0 +1,65 @@
+"""The command line: migrate, seed, keys; and one sentence where it cannot start."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.main import main
+from kit.keys import create_missing_keys
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command line sends the logs of the process where this test's standard error is."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, database: str, tmp_path: Path) -> None:
+    create_missing_keys(tmp_path)
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", database)
+    monkeypatch.setenv("INTERNAL_TOKEN_PRIVATE_KEY_FILE", str(tmp_path / "internal_token_private.pem"))
+    monkeypatch.setenv("FINGERPRINT_KEY_FILE", str(tmp_path / "fingerprint.key"))
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_chain_is_set_up_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate"]) == 0
+    capsys.readouterr()
+    assert main(["seed-demo", "--new-keys"]) == 0
+    demo = json.loads(capsys.readouterr().out)
+    assert demo["till_key"].startswith("rk_")
+    assert main(["issue-key", "--name", "desk", "--role", "till", "--store", "S001"]) == 0
+    issued = json.loads(capsys.readouterr().out)
+    assert main(["revoke-key", issued["client_id"]]) == 0
+    assert json.loads(capsys.readouterr().out) == {"revoked": True}
+    assert main(["issue-key", "--name", "desk", "--role", "till", "--store", "S999"]) == 1
+    assert capsys.readouterr().err.endswith("There is no store with the code S999.\n")
+
+
+def test_missing_settings_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("GATEWAY_DATABASE_URL", raising=False)
+    assert main(["serve"]) == 2
+    assert capsys.readouterr().err == "Set GATEWAY_DATABASE_URL.\n"
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_database_without_tables_is_said_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, postgres_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", postgres_url)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "The gateway's tables cannot be read: run `python -m gateway migrate`."
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_missing_key_file_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FINGERPRINT_KEY_FILE", "/nowhere")
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("A key file cannot be read")
