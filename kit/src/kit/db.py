@@ -42,8 +42,9 @@ MIGRATION_LOCK_TIMEOUT = "5s"
 MIGRATION_STATEMENT_TIMEOUT = "15min"
 
 # SQLSTATE classes and codes after which the same transaction may be tried again as it is.
-TRANSIENT_CLASSES = frozenset({"08", "57"})
-TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "53300"})
+# 08: the connection; 53: no room, on the disk too, which an operator mends while clients ask again; 57: the server goes or comes.
+TRANSIENT_CLASSES = frozenset({"08", "53", "57"})
+TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03"})
 STATEMENT_CANCELLED = "57014"
 
 
@@ -156,7 +157,7 @@ def raw(connection: AsyncConnection) -> RawConnection:
 
 
 def may_retry(error: BaseException) -> bool:
-    """Whether a transaction failed for a reason of the moment: a lost connection, a deadlock, a lock not had, a restarting server.
+    """Whether a transaction failed for a reason of the moment: a lost connection, a deadlock, a lock not had, a full disk, a restarting server.
 
     After a lost connection it is not known whether the commit happened: only what carries an operation id may be tried again.
     """
