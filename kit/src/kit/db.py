@@ -157,7 +157,7 @@ def raw(connection: AsyncConnection) -> RawConnection:
 
 
 def may_retry(error: BaseException) -> bool:
-    """Whether a transaction failed for a reason of the moment: a lost connection, a deadlock, a lock not had, a full disk, a restarting server.
+    """Whether a transaction failed for a reason of the moment: a connection or a lock not had, a deadlock, a full disk, a server restart.
 
     After a lost connection it is not known whether the commit happened: only what carries an operation id may be tried again.
     """

@@ -19,7 +19,7 @@ READY_SECONDS = 60
 # A process that ran this long before it died is started again at once.
 STEADY_SECONDS = 60
 LONGEST_DELAY_SECONDS = 30
-CHORES_SECONDS = 30
+CHORES_SECONDS = 10
 FULL_DISK_BYTES = 20 * 1024 * 1024
 
 
