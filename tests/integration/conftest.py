@@ -1,0 +1,47 @@
+"""A running system for the session, and its tills and keys."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kit.ids import uuid7
+from tests.integration.api import Api
+from tests.integration.shop import Till
+from tests.integration.system import System, running_system
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[System]:
+    """The system that tests share which leave it as they found it."""
+    with running_system() as running:
+        yield running
+
+
+@pytest.fixture
+def admin(system: System) -> Api:
+    """The API with the admin key."""
+    return system.api(system.key("admin"))
+
+
+@pytest.fixture
+def till(system: System) -> Till:
+    """A till with the till key."""
+    return Till(system.api(system.key("till")), system.store_id, system.till_id)
+
+
+@pytest.fixture
+def member(till: Till, admin: Api) -> Callable[[int], str]:
+    """Signs up a member with so many points to begin with."""
+
+    def make(points: int = 0) -> str:
+        member_id = till.sign_up()
+        if points:
+            admin.post(f"/v1/members/{member_id}/points:adjust", {"operation_id": uuid7(), "points": points, "reason": "welcome"})
+        return member_id
+
+    return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The logs are read when everything else has been written into them."""
+    items.sort(key=lambda item: item.path.parent.name == "integration" and item.path.name == "test_logs.py")
