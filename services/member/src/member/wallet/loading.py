@@ -68,12 +68,14 @@ _LOTS_BY_ID = f"""
 SELECT {_LOT} FROM points_lots WHERE member_id = ANY($1::uuid[]) AND programme_id = ANY($2::text[]) AND lot_id = ANY($3::uuid[])
 """
 
-# A lot that holds anything holds a point, so the first `need` lots in spend order cover a debit of `need` points.
+# A lot that holds anything holds a point, so the first `need` lots in spend order cover a debit of `need` points; but for those that
+# have expired and lapse when the wallet is settled.
 _LOTS_TO_DEBIT = f"""
 SELECT l.* FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS w(of_member, of_programme, need)
 CROSS JOIN LATERAL (
   SELECT {_LOT} FROM points_lots
   WHERE member_id = w.of_member AND programme_id = w.of_programme AND remaining > 0 AND matured
+    AND (expires_at > $4 OR expires_at IS NULL)
   ORDER BY expires_at, available_at, lot_id LIMIT w.need
 ) AS l
 """
@@ -190,7 +192,7 @@ async def load_lots(
     needs = [(key, min(need, wallets[key].balance)) for key, need in debits.items() if key in wallets and wallets[key].balance]
     if needs:
         rows += await connection.fetch(
-            _LOTS_TO_DEBIT, [key[0] for key, _ in needs], [key[1] for key, _ in needs], [need for _, need in needs]
+            _LOTS_TO_DEBIT, [key[0] for key, _ in needs], [key[1] for key, _ in needs], [need for _, need in needs], now
         )
     if named := list(lot_ids):
         rows += await connection.fetch(_LOTS_BY_ID, list({key[0] for key in wallets}), list({key[1] for key in wallets}), named)
