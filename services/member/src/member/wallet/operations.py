@@ -300,8 +300,8 @@ class _Group:
         self.sales[sale_id] = SaleWithReversals(sale)
         self.sale_ids_by_operation[act.operation_id] = sale_id
         points: dict[str, Any] | None = None
-        if wallet is not None and programme is not None:
-            points = {"earned": sale.points_earned, "spent": sale.points_spent, **points_figures(wallet, programme.shortfall)}
+        if wallet is not None:
+            points = {"earned": sale.points_earned, "spent": sale.points_spent, **self._figures(wallet)}
         self.events.append(sale_recorded(sale, wallet, command.traceparent))
         return _Decision(201, encode(sale_document(sale, points)), sale_id, sale.member_id or None, sale.net_minor)
 
@@ -318,7 +318,7 @@ class _Group:
         reversal = decide_reversal(act.reversal, sale, found.reversals, wallet, programme, cause)
         found.reversals.append(reversal)
         self.new_reversals.append((sale, reversal))
-        figures = points_figures(wallet, programme.shortfall if programme else "debt") if wallet is not None else None
+        figures = self._figures(wallet) if wallet is not None else None
         self.events.append(sale_reversed(reversal, sale, wallet, command.traceparent))
         body = encode(reversal_document(reversal, sale, figures))
         return _Decision(201, body, reversal.reversal_id or None, sale.member_id or None, reversal.refund_minor)
@@ -346,7 +346,7 @@ class _Group:
             "points": act.points,
             "reason": act.reason,
             "at": utc_text(self.now),
-            **points_figures(wallet, programme.shortfall),
+            **self._figures(wallet),
         }
         return _Decision(201, encode(document), cause.cause_id, act.member_id)
 
@@ -365,6 +365,12 @@ class _Group:
         if wallet is None:
             raise refusal("member_not_found", "There is no such member. Sign the member up, or sell without one.", "/member_id")
         return wallet
+
+    def _figures(self, wallet: Wallet) -> dict[str, Any]:
+        """The wallet's figures, as a read would show them now: by the version in force, whatever day the act was dated."""
+        latest = self.book.latest(wallet.programme_id)
+        version = self.book.at(wallet.programme_id, self.now.astimezone(latest.zone).date()) if latest is not None else None
+        return points_figures(wallet, version.shortfall if version is not None else "debt")
 
     def _settled(self, key: WalletKey, command: Command) -> Wallet | None:
         wallet = self.wallets.get(key)
