@@ -26,6 +26,10 @@ class Event:
     traceparent: str
     recorded_at: datetime
 
+    def row(self) -> tuple[object, ...]:
+        """Its columns, in the table's order."""
+        return (self.event_id, self.topic, self.key, self.type, self.payload, self.traceparent, self.recorded_at)
+
 
 def outbox_table(metadata: MetaData) -> Table:
     """Declares the outbox in a service's own metadata."""
@@ -46,5 +50,4 @@ def outbox_table(metadata: MetaData) -> Table:
 async def append(connection: RawConnection, events: Sequence[Event]) -> None:
     """Appends events in the caller's transaction, in order."""
     if events:
-        records = [(e.event_id, e.topic, e.key, e.type, e.payload, e.traceparent, e.recorded_at) for e in events]
-        await connection.copy_records_to_table("outbox", columns=_COLUMNS, records=records)
+        await connection.copy_records_to_table("outbox", columns=_COLUMNS, records=[event.row() for event in events])

@@ -9,11 +9,10 @@ import asyncpg
 from kit.db import RawConnection
 from kit.problems import FieldError, Refusal, render
 
-# The path of a public request holds an id, never a personal value.
-_FIND = """
-SELECT operation_id, fingerprint, method, path, status, body, sealed, subject_id::text, member_id::text, decided_at
-FROM operations WHERE operation_id = ANY($1::text[])
-"""
+# The columns of an Answer, in its order.
+ANSWER = "operation_id, fingerprint, method, path, status, body, sealed, subject_id::text, member_id::text, decided_at"
+
+_FIND = f"SELECT {ANSWER} FROM operations WHERE operation_id = ANY($1::text[])"
 
 _COLUMNS = (
     "operation_id", "fingerprint", "method", "path", "status", "body", "sealed", "subject_id", "member_id", "decided_at",
@@ -35,6 +34,17 @@ class Answer:
     member_id: str | None
     decided_at: datetime
 
+    def id_of(self) -> str:
+        """The operation's id, to sort by."""
+        return self.operation_id
+
+    def row(self) -> tuple[object, ...]:
+        """Its columns, in the table's order."""
+        return (
+            self.operation_id, self.fingerprint, self.method, self.path, self.status, self.body, self.sealed, self.subject_id,
+            self.member_id, self.decided_at,
+        )  # fmt: skip
+
 
 class OperationTaken(Exception):
     """Another transaction decided one of the operations at the same time: begin anew, and its answer is there."""
@@ -52,10 +62,7 @@ async def store_answers(connection: RawConnection, answers: Sequence[Answer]) ->
     """
     if not answers:
         return
-    rows = sorted(answers, key=lambda answer: answer.operation_id)
-    records = [
-        (a.operation_id, a.fingerprint, a.method, a.path, a.status, a.body, a.sealed, a.subject_id, a.member_id, a.decided_at) for a in rows
-    ]
+    records = [answer.row() for answer in sorted(answers, key=Answer.id_of)]
     try:
         await connection.copy_records_to_table("operations", columns=_COLUMNS, records=records)
     except asyncpg.UniqueViolationError as error:

@@ -7,14 +7,13 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.db import RawConnection, raw, transaction
-from kit.outbox import append
 from kit.problems import Refusal
 from member.paging import cursor, page, position_of
 from member.points.rules import Lot, Shortfall, Wallet
 from member.sales.documents import encode, points_figures, utc_text
 from member.wallet.events import points_moved
 from member.wallet.loading import load_lots, lock_wallets, read_wallets
-from member.wallet.writing import write_wallets
+from member.wallet.writing import write
 
 _MEMBER_EXISTS = "SELECT 1 FROM members WHERE member_id = $1"
 
@@ -75,8 +74,7 @@ async def settle_wallet(engine: AsyncEngine, member_id: str, programme_id: str, 
         wallet = wallets[key]
         wallet.settle(now)
         if wallet.entries:
-            await write_wallets(driver, [wallet], now)
-            await append(driver, [points_moved(wallet, now, "")])
+            await write(driver, now, wallets=[wallet], events=[points_moved(wallet, now, "")])
 
 
 async def _settled_copy(connection: RawConnection, member_id: str, programme_id: str, now: datetime) -> Wallet:

@@ -24,6 +24,9 @@ from member.programmes.rules import (
 # Any number that no other lock of this database uses.
 APPLY_LOCK = 7_021_953_885
 
+# An expression for other statements that want to know, on the way, whether the book changed.
+BOOK_SEQ = "(SELECT coalesce(max(seq), 0) FROM programme_versions)"
+
 
 class Books:
     """The book as a process holds it: read anew when a version was added, by whichever process."""
@@ -31,16 +34,17 @@ class Books:
     def __init__(self) -> None:
         self._book = ProgrammeBook()
 
-    async def current(self, connection: RawConnection) -> ProgrammeBook:
-        """The book as `connection` sees it: one short statement, unless it changed."""
-        self._book = await load_book(connection, self._book)
+    async def current(self, connection: RawConnection, seq: int | None = None) -> ProgrammeBook:
+        """The book as `connection` sees it: one short statement, unless it changed; none where the caller has read its `seq`."""
+        if seq is None or seq != self._book.seq:
+            self._book = await load_book(connection, self._book)
         return self._book
 
 
 async def load_book(connection: RawConnection, known: ProgrammeBook | None = None) -> ProgrammeBook:
     """All versions of all programmes; `known` itself when nothing was added since."""
     known = known or ProgrammeBook()
-    seq = await connection.fetchval("SELECT coalesce(max(seq), 0) FROM programme_versions")
+    seq = await connection.fetchval(f"SELECT {BOOK_SEQ}")
     if seq == known.seq:
         return known
     rows = await connection.fetch(

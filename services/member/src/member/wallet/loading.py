@@ -12,7 +12,9 @@ import asyncpg
 import msgspec
 
 from kit.db import RawConnection
+from member.answers.operations import ANSWER, Answer
 from member.points.rules import Lot, Wallet
+from member.programmes.operations import BOOK_SEQ
 from member.sales.rules import Discount, Reversal, ReversalLine, Sale, SaleLine, Tender
 
 WalletKey = tuple[str, str]
@@ -33,6 +35,10 @@ SELECT sale_id::text, member_id::text, is_guest, programme_id FROM sales WHERE s
 
 _RESOLVE_OPERATIONS = """
 SELECT operation_id, subject_id::text FROM operations WHERE operation_id = ANY($1::text[]) AND subject_id IS NOT NULL
+"""
+
+_DECIDED = f"""
+SELECT {BOOK_SEQ}, {ANSWER} FROM (VALUES (1)) AS always LEFT JOIN operations ON operation_id = ANY($1::text[])
 """
 
 _WALLET = "member_id::text, programme_id, balance, pending, debt, sequence, expiries, maturities"
@@ -129,6 +135,12 @@ async def find_sale_owners(
     wanted = [*sale_ids, *by_operation.values()]
     owners = {row[0]: SaleOwner(*row) for row in await connection.fetch(_RESOLVE, wanted)} if wanted else {}
     return owners, by_operation
+
+
+async def find_decided(connection: RawConnection, operation_ids: Sequence[str]) -> tuple[dict[str, Answer], int]:
+    """The stored answers among these operations, and the `seq` of the book of programmes: what every group asks, asked at once."""
+    rows = await connection.fetch(_DECIDED, operation_ids)
+    return {row[1]: Answer(*row[1:]) for row in rows if row[1] is not None}, rows[0][0]
 
 
 async def lock_wallets(connection: RawConnection, keys: Iterable[WalletKey], now: datetime) -> dict[WalletKey, Wallet]:

@@ -20,9 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kit.clock import Clock
 from kit.db import RawConnection, may_retry, raw, transaction
 from kit.ids import uuid7
-from kit.outbox import append
 from kit.problems import Refusal, render
-from member.answers.operations import Answer, OperationTaken, find_answers, reused, store_answers
+from member.answers.operations import Answer, OperationTaken, reused
 from member.points.rules import Cause, Wallet
 from member.programmes.operations import Books
 from member.programmes.rules import ProgrammeBook
@@ -47,6 +46,7 @@ from member.wallet.loading import (
     SaleOwner,
     SaleWithReversals,
     WalletKey,
+    find_decided,
     find_sale_owners,
     load_lots,
     load_sales,
@@ -54,7 +54,7 @@ from member.wallet.loading import (
     lock_wallets,
     read_wallets,
 )
-from member.wallet.writing import write_returns, write_reversals, write_sales, write_wallets
+from member.wallet.writing import write
 
 FIRST_PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 0.5
@@ -224,10 +224,11 @@ class _Group:
             self.wallets = await lock_wallets(connection, keys, self.now)
             await lock_sales(connection, {owner.sale_id for owner in owners.values() if owner.is_guest})
             # After the locks: whoever held them has committed, so a replay that ran beside its original finds the answer.
-            self.answers = await find_answers(connection, [command.operation_id for command in commands])
+            self.answers, seq = await find_decided(connection, [command.operation_id for command in commands])
+            self.book = await self.programmes.current(connection, seq)
         else:
             self.wallets = await read_wallets(connection, keys)
-        self.book = await self.programmes.current(connection)
+            self.book = await self.programmes.current(connection)
         undecided = [command for command in commands if command.operation_id not in self.answers]
         reversed_ids = {sale_id for c in undecided if isinstance(c.act, SaleToReverse) and (sale_id := self._sale_id(c.act)) in owners}
         self.sales = await load_sales(connection, reversed_ids)
@@ -380,13 +381,16 @@ class _Group:
         return wallet
 
     async def _write(self, answers: Sequence[Answer]) -> None:
-        connection = self.connection
-        await write_wallets(connection, list(self.wallets.values()), self.now)
-        await write_sales(connection, self.new_sales)
-        await write_reversals(connection, self.new_reversals)
-        await write_returns(connection, self.new_returns)
         moved = [
             points_moved(wallet, self.now, self.trace_of_wallet.get(key, "")) for key, wallet in self.wallets.items() if wallet.entries
         ]
-        await append(connection, [*self.events, *moved])
-        await store_answers(connection, answers)
+        await write(
+            self.connection,
+            self.now,
+            wallets=list(self.wallets.values()),
+            sales=self.new_sales,
+            reversals=self.new_reversals,
+            returns=self.new_returns,
+            events=[*self.events, *moved],
+            answers=answers,
+        )

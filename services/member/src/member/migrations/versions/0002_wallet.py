@@ -11,6 +11,41 @@ depends_on = None
 # default partition catches what a wrong clock might date outside them.
 _PARTITIONED = ("points_entries", "sales", "sale_lines", "reversals", "unlinked_returns")
 
+# What the writer sends of each table, as arrays of rows (`member.wallet.writing`). They are types of their own, not the tables' row
+# types, so that a column can be added while the release before still writes; a release that sends more makes a new type.
+_NEW_ROWS = """
+CREATE TYPE new_lot AS (
+    member_id uuid, programme_id text, lot_id uuid, quantity bigint, remaining bigint, expired bigint, matured boolean,
+    available_at timestamptz, expires_at timestamptz, source_kind text, source_id uuid
+);
+CREATE TYPE new_entry AS (
+    member_id uuid, programme_id text, sequence bigint, entry_id uuid, at timestamptz, kind text, points bigint, pending bigint,
+    debt bigint, expired bigint, balance bigint, debt_after bigint, lot_id uuid, sale_id uuid, cause_id uuid, reason text
+);
+CREATE TYPE new_wallet_figures AS (
+    member_id uuid, programme_id text, balance bigint, pending bigint, debt bigint, sequence bigint, expiries text, maturities text
+);
+CREATE TYPE new_sale AS (
+    sale_id uuid, member_id uuid, is_guest boolean, programme_id text, operation_id text, store_id uuid, store_code text, till_id uuid,
+    receipt_no text, sold_at timestamptz, sold_at_offset_minutes smallint, business_day date, currency text, channel text,
+    staff_code text, gross_minor bigint, discount_minor bigint, net_minor bigint, points_spent bigint, points_spent_minor bigint,
+    payable_minor bigint, points_earned bigint, earn_points bigint, earn_per_minor bigint, earn_rounding text, earned_lot_id uuid,
+    spent_from text, discounts text, tenders text, recorded_at timestamptz
+);
+CREATE TYPE new_sale_line AS (
+    sale_id uuid, line_no integer, member_id uuid, sku text, description text, category text, quantity text, unit_price text,
+    amount_minor bigint, discount_minor bigint, net_minor bigint, points_spent bigint, points_spent_minor bigint, points_earned bigint,
+    multiplier_bp bigint, rule text, discounts text, serials text
+);
+CREATE TYPE new_event AS (
+    event_id uuid, topic text, key uuid, type text, payload bytea, traceparent text, recorded_at timestamptz
+);
+CREATE TYPE new_answer AS (
+    operation_id text, fingerprint bytea, method text, path text, status smallint, body bytea, sealed boolean, subject_id uuid,
+    member_id uuid, decided_at timestamptz
+);
+"""
+
 
 def upgrade() -> None:
     """Creates the tables of the slices `answers`, `points` and `sales`, and the outbox."""
@@ -205,6 +240,8 @@ def upgrade() -> None:
             recorded_at timestamptz NOT NULL
         )
     """)
+    for statement in _NEW_ROWS.strip().removesuffix(";").split(";"):
+        op.execute(statement)
 
 
 def downgrade() -> None:
