@@ -226,6 +226,8 @@ class _Group:
             # After the locks: whoever held them has committed, so a replay that ran beside its original finds the answer.
             self.answers, seq = await find_decided(connection, [command.operation_id for command in commands])
             self.book = await self.programmes.current(connection, seq)
+            if any(self._was_sold_meanwhile(command) for command in commands):
+                raise OperationTaken
         else:
             self.wallets = await read_wallets(connection, keys)
             self.book = await self.programmes.current(connection)
@@ -238,6 +240,14 @@ class _Group:
 
     def _sale_id(self, act: SaleToReverse) -> str:
         return act.sale_id or self.sale_ids_by_operation.get(act.sale_operation_id, "")
+
+    def _was_sold_meanwhile(self, command: Command) -> bool:
+        """Whether a reversal's sale was recorded by another group between the resolving of sales and the locks."""
+        act = command.act
+        if not isinstance(act, SaleToReverse) or act.sale_operation_id in self.sale_ids_by_operation:
+            return False
+        sale = self.answers.get(act.sale_operation_id)
+        return sale is not None and sale.subject_id is not None
 
     def _wallet_key(self, command: Command, owners: dict[str, SaleOwner]) -> WalletKey | None:
         """The wallet that a command may change or must find; None for a guest's."""
