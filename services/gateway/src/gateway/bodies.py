@@ -7,7 +7,7 @@ newline; the OpenAPI document shows the plain `$`.
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -67,6 +67,8 @@ T = TypeVar("T")
 
 class Writing(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     """The body of a write."""
+
+    NEEDS_OPERATION_ID: ClassVar[bool] = True
 
     operation_id: OperationId | UnsetType = UNSET
 

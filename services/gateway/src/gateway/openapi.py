@@ -71,7 +71,7 @@ def document(app: FastAPI, schemas: Iterable[ModuleType]) -> Json:
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     for kind in kinds:
         components[kind.__name__] |= getattr(kind, "SCHEMA", {})
-        if issubclass(kind, Writing):
+        if issubclass(kind, Writing) and kind.NEEDS_OPERATION_ID:
             # The header may stand in its place; whoever follows the document sends it in the body.
             components[kind.__name__]["required"] = sorted({*components[kind.__name__].get("required", ()), "operation_id"})
     made["components"] = {

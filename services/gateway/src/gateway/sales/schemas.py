@@ -189,6 +189,8 @@ class NewReversal(Writing):
 class ReversalPreview(NewReversal):
     """The same as the reversal; its operation_id is not needed and not used."""
 
+    NEEDS_OPERATION_ID: ClassVar[bool] = False
+
 
 class ImportedReversal(Writing):
     """A reversal of a sale that is known by its operation id."""
