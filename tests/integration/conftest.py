@@ -42,6 +42,10 @@ def member(till: Till, admin: Api) -> Callable[[int], str]:
     return make
 
 
+# The fuzz leaves much behind, and the logs are read when everything else has been written into them.
+LAST = ("test_openapi_fuzz.py", "test_logs.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The logs are read when everything else has been written into them."""
-    items.sort(key=lambda item: item.path.parent.name == "integration" and item.path.name == "test_logs.py")
+    """Puts these tests at the end."""
+    items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)
