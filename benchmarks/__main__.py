@@ -11,9 +11,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import Any
 
 from benchmarks.system import REPOSITORY, System
@@ -27,13 +28,14 @@ CLIENTS = (64, 128)
 async def main(arguments: Sequence[str]) -> None:
     """Measures everything and writes the table."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=20, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=10, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of pgbench and sales in turn, over the middle number of members")
     parser.add_argument("--members", default="10000,100000,1000000", help="how many members, one measurement each")
     parser.add_argument("--file", type=Path, default=REAL_FILE, help="the file to import")
     parser.add_argument("--no-import", action="store_true")
     options = parser.parse_args(arguments)
     sizes = [int(size) for size in options.members.split(",")]
-    bench = Bench(options.seconds)
+    bench = Bench(options.seconds, options.rounds)
     with System() as system:
         bench.measured["ready_seconds"] = system.start_seconds
         await asyncio.sleep(5)
@@ -42,7 +44,7 @@ async def main(arguments: Sequence[str]) -> None:
         for size in sizes:
             members += await system.add_members(size - len(members))
             await system.settle()
-            await bench.measure_size(system, members, whole=size == sizes[min(1, len(sizes) - 1)])
+            await bench.measure(system, members, whole=size == sizes[min(1, len(sizes) - 1)])
         bench.measured["memory_after_mib"] = system.memory_mib()
         if not options.no_import and options.file.exists():
             await system.settle()
@@ -53,28 +55,41 @@ async def main(arguments: Sequence[str]) -> None:
 class Bench:
     """Collects rows and figures, and writes them."""
 
-    def __init__(self, seconds: int) -> None:
+    def __init__(self, seconds: int, rounds: int) -> None:
         self.seconds = seconds
+        self.rounds = rounds
         self.rows: list[dict[str, Any]] = []
         self.measured: dict[str, Any] = {}
         self._runs = 0
 
-    async def measure_size(self, system: System, members: list[str], *, whole: bool) -> None:
-        """The spread rate with so many members; with `whole`, also one hot member, fewer clients and half load."""
-        before = self._pgbench(system)
-        spread = [await self._load(system, "spread", members, clients) for clients in (CLIENTS if whole else CLIENTS[:1])]
-        if whole:
-            after = self._pgbench(system)
-            hot = [await self._load(system, "one member", members[:1], clients) for clients in CLIENTS]
-            half = await self._load(system, "half load", members, CLIENTS[0], rate=int(spread[0]["rate"] / 2))
-            _compare([*spread, *hot, half], mean((before, after)))
-            for row, of in zip(hot, spread, strict=True):
-                row["of_spread"] = row["rate"] / of["rate"]
-        else:
-            _compare(spread, before)
+    async def measure(self, system: System, members: list[str], *, whole: bool) -> None:
+        """Rounds over so many members: pgbench, then the same time of sales, again and again, since a machine's speed drifts.
+
+        With `whole`, each round also has more clients, one hot member, and half load. A row is the median of its rounds, and its ratio
+        the median of the ratios to the pgbench of the same round.
+        """
+        rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+
+        async def load(name: str, of: list[str], clients: int, rate: int = 0) -> dict[str, Any]:
+            row = await self._load(system, name, of, clients, rate=rate)
+            row["of_pgbench"] = row["rate"] / pgbench
+            rows[name, clients].append(row)
+            return row
+
+        for _ in range(self.rounds if whole else 1):
+            pgbench = self._pgbench(system)
+            for clients in CLIENTS if whole else CLIENTS[:1]:
+                spread = await load("spread", members, clients)
+                if whole:
+                    hot = await load("one member", members[:1], clients)
+                    hot["of_spread"] = hot["rate"] / spread["rate"]
+            if whole:
+                await load("half load", members, CLIENTS[0], int(rows["spread", CLIENTS[0]][-1]["rate"] / 2))
+        self.rows += [_median(of_one) for of_one in rows.values()]
 
     def _pgbench(self, system: System) -> float:
         tps = system.pgbench(self.seconds)
+        self.measured.setdefault("pgbench", []).append(tps)
         print(f"pgbench TPC-B: {tps:,.0f}/s", flush=True)
         return tps
 
@@ -107,7 +122,6 @@ class Bench:
             "load": result["cpu_seconds"] / answered * 1e6
         }
         row = result | {"what": name, "members": len(members), "clients": clients, "cpu_us_per_sale": used}
-        self.rows.append(row)
         print(f"{name}, {len(members):,} members, {clients} clients: {row['rate']:,.0f}/s, p99 {row['p99_ms']:.0f} ms", flush=True)
         return row
 
@@ -130,7 +144,8 @@ class Bench:
     def _lines(self) -> Iterator[str]:
         yield f"# A sale beside pgbench, {SystemClock().now():%Y-%m-%d}"
         yield ""
-        yield f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {self.seconds} s each; 3 lines a sale;"
+        yield f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; 3 lines a sale;"
+        yield f"{self.seconds} s each, medians of {self.rounds} rounds over the middle number of members;"
         yield "all processes and the load generator on the same machine; fsync and synchronous_commit on."
         yield ""
         yield "| what | members | clients | sales/s | × pgbench | p50 ms | p95 ms | p99 ms | CPU µs/sale: gateway, member, postgres, load |"
@@ -145,8 +160,11 @@ class Bench:
                 f"{row['of_pgbench']:.2f} | {row['p50_ms']:.1f} | {row['p95_ms']:.1f} | {row['p99_ms']:.1f} | {cpu} |"
             )
         yield ""
-        rates = dict.fromkeys(round(row["pgbench"]) for row in self.rows)
-        yield f"pgbench TPC-B (scale 20, 16 clients) beside them: {', '.join(f'{rate:,}' for rate in rates)}/s."
+        yield f"pgbench TPC-B (scale 20, 16 clients), once a round: {', '.join(f'{rate:,.0f}' for rate in self.measured['pgbench'])}/s."
+        for row in self.rows:
+            if len(row["rounds"]) > 1:
+                rounds = ", ".join(f"{ratio:.2f}" for ratio in row["rounds"])
+                yield f"{row['what']}, {row['clients']} clients, × pgbench of each round: {rounds}."
         memory = self.measured["idle_memory_mib"]
         yield f"Idle: {', '.join(f'{name} {mib:.0f}' for name, mib in memory.items())} = {sum(memory.values()):.0f} MiB (PSS)."
         after = self.measured["memory_after_mib"]
@@ -157,10 +175,16 @@ class Bench:
             yield f"Import of {report['lines']:,} lines: {report['seconds']:.0f} s, {report['lines'] / report['seconds']:,.0f} lines/s."
 
 
-def _compare(rows: Sequence[dict[str, Any]], pgbench: float) -> None:
-    for row in rows:
-        row["pgbench"] = pgbench
-        row["of_pgbench"] = row["rate"] / pgbench
+def _median(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row whose every figure is the median of the rounds'; statuses are summed."""
+    joined: dict[str, Any] = dict(rows[0])
+    for key, value in rows[0].items():
+        if isinstance(value, float):
+            joined[key] = median(row[key] for row in rows)
+    joined["cpu_us_per_sale"] = {name: median(row["cpu_us_per_sale"][name] for row in rows) for name in rows[0]["cpu_us_per_sale"]}
+    joined["statuses"] = dict(sum((Counter(row["statuses"]) for row in rows), Counter()))
+    joined["rounds"] = [row["of_pgbench"] for row in rows]
+    return joined
 
 
 if __name__ == "__main__":
