@@ -21,6 +21,9 @@ from kit.ids import uuid7
 Shortfall = Literal["debt", "negative", "forgive"]
 EntryKind = Literal["earn", "mature", "spend", "return", "take_back", "forgive", "expire", "adjust", "debt_payment"]
 
+# More than any member will have: beyond it a programme's rate or somebody's hand is wrong. Exact in every client's JSON, too.
+MOST_POINTS = 10**15
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -135,6 +138,10 @@ class Wallet:
             return None
         us = min(self.expiries)
         return instant(us), self.expiries[us]
+
+    def has_room_for(self, points: int) -> bool:
+        """Whether it may hold so many points more."""
+        return self.balance + self.pending + points <= MOST_POINTS
 
     def settle(self, now: datetime) -> None:
         """Enters what time did: lots that matured become spendable, then lots that expired lapse, each at its own instant."""

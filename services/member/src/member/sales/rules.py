@@ -214,7 +214,7 @@ def decide_sale(sale: NewSale, wallet: "Wallet | None", programme: "ProgrammeVer
 
     Raises Refusal: `store_not_found`, `till_not_found`, `currency_mismatch`, `sold_at_in_future`, `programme_not_found`,
     `line_amount_mismatch`, `discount_exceeds_amount`, `serials_do_not_match`, `points_not_spendable`, `points_step`,
-    `points_exceed_amount`, `insufficient_points`, `tenders_do_not_balance`.
+    `points_exceed_amount`, `insufficient_points`, `tenders_do_not_balance`, `too_many_points`.
     """
     store = checked_store(sale.store)
     if sale.currency != store.currency:
@@ -257,6 +257,8 @@ def decide_sale(sale: NewSale, wallet: "Wallet | None", programme: "ProgrammeVer
         weights = [(net - spent) * rate for net, spent, (rate, _) in zip(nets, minor_shares, rates, strict=True)]
         earned = points_due(sum(weights), programme.earn.points, programme.earn.per_minor, programme.earn.rounding)
         earned_shares = shares(earned, weights)
+        if not wallet.has_room_for(earned):
+            raise too_many_points(earned, "/lines")
 
     spent_from: list[tuple[str, int]] = []
     lot_id: str | None = None
@@ -523,6 +525,11 @@ def _points_worth(points: int, net_minor: int, wallet: "Wallet | None", programm
 def insufficient_points(asked: int, balance: int, pointer: str) -> Refusal:
     """The refusal of more points than are spendable."""
     return refusal("insufficient_points", f"{asked} points were asked for and {balance} can be spent now.", pointer)
+
+
+def too_many_points(granted: int, pointer: str) -> Refusal:
+    """The refusal of points that no wallet can hold."""
+    return refusal("too_many_points", f"With {granted} points more the member would have too many. Check the amount.", pointer)
 
 
 def _quantities_to_reverse(reversal: NewReversal, sale: Sale, before: dict[int, Decimal]) -> dict[int, Decimal]:

@@ -38,6 +38,7 @@ from member.sales.rules import (
     decide_sale,
     insufficient_points,
     refusal,
+    too_many_points,
 )
 from member.wallet.commands import Command, NewAdjustment, Outcome, SaleToReverse
 from member.wallet.events import points_moved, return_recorded, sale_recorded, sale_reversed
@@ -344,6 +345,8 @@ class _Group:
         programme = self.book.at(act.programme_id, self.now.astimezone(latest.zone).date()) or latest
         if -act.points > wallet.balance:
             raise insufficient_points(-act.points, wallet.balance, "/points")
+        if not wallet.has_room_for(act.points):
+            raise too_many_points(act.points, "/points")
         cause = Cause(self.now, uuid7(), None, act.reason)
         if act.points > 0:
             wallet.earn(act.points, available_at=self.now, expires_at=programme.expires_at(self.now), source_kind="adjustment", cause=cause)
