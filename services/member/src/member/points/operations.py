@@ -1,9 +1,10 @@
 """Reading points: figures, lots and entries, as of now."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
+from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.db import RawConnection, raw, transaction
@@ -29,6 +30,7 @@ FROM points_entries WHERE member_id = $1 AND programme_id = $2 AND sequence < $3
 
 _NO_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 _NO_SEQUENCE = 2**62
+_Sequence = Annotated[int, Meta(ge=0, lt=_NO_SEQUENCE)]
 
 
 async def check_member_exists(connection: RawConnection, member_id: str) -> None:
@@ -55,7 +57,7 @@ async def list_entries(
     connection: RawConnection, member_id: str, programme_id: str, shortfall: Shortfall, *, size: int, page_token: str
 ) -> bytes:
     """A member's points entries, newest first."""
-    after = position_of(page_token, tuple[int])
+    after = position_of(page_token, tuple[_Sequence])
     rows = await connection.fetch(_ENTRIES, member_id, programme_id, after[0] if after else _NO_SEQUENCE, size + 1)
     items = [_entry_document(row, shortfall) for row in rows[:size]]
     return encode(page(items, cursor(rows[size - 1]["sequence"]) if len(rows) > size else None))

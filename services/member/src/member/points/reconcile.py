@@ -7,6 +7,8 @@ lock; a sale that does not add up is only named, since nothing proves which of i
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Annotated, Literal
+from uuid import UUID
 
 import msgspec
 
@@ -14,9 +16,6 @@ from kit.db import RawConnection
 from member.paging import cursor, position_of
 
 LARGEST_PAGE = 10_000
-
-_WALLETS = "wallets"
-_SALES = "sales"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,19 +223,19 @@ WHERE w.member_id = p.member_id AND w.programme_id = p.programme_id
 class _Position(msgspec.Struct, array_like=True):
     """Where a page begins: after a wallet, or after a sale."""
 
-    phase: str
-    after: str
-    programme_id: str = ""
+    phase: Literal["wallets", "sales"]
+    after: UUID | None
+    programme_id: Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]*$")] = ""
 
 
 async def reconcile_page(connection: RawConnection, now: datetime, *, size: int, page_token: str, rebuild: bool) -> Page:
     """Proves the wallets (then, when they are done, the sales) that follow `page_token`, in the caller's transaction."""
     found = position_of(page_token, tuple[_Position])
-    position = found[0] if found else _Position(_WALLETS, "")
+    position = found[0] if found else _Position("wallets", None)
     size = min(size, LARGEST_PAGE) if size > 0 else LARGEST_PAGE
-    if position.phase == _SALES:
+    if position.phase == "sales":
         return await _reconcile_sales(connection, position, size)
-    rows = await connection.fetch(_PAGE_OF_WALLETS, position.after or None, position.programme_id, size)
+    rows = await connection.fetch(_PAGE_OF_WALLETS, position.after, position.programme_id, size)
     keys = [row[0] for row in rows], [row[1] for row in rows]
     if rebuild:
         await connection.execute(_LOCK, keys[0], list(set(keys[1])))
@@ -246,7 +245,7 @@ async def reconcile_page(connection: RawConnection, now: datetime, *, size: int,
         await connection.execute(_REBUILD_WALLETS, *keys, now)
         left = {_name(d) for d in await _differences(connection, keys)}
         differences = [replace(d, rebuilt=_name(d) not in left) for d in differences]
-    more = _Position(_WALLETS, rows[-1][0], rows[-1][1]) if len(rows) == size else _Position(_SALES, "")
+    more = _Position("wallets", UUID(rows[-1][0]), rows[-1][1]) if len(rows) == size else _Position("sales", None)
     return Page(len(rows), differences, cursor(more))
 
 
@@ -259,6 +258,6 @@ async def _differences(connection: RawConnection, keys: tuple[list[str], list[st
 
 
 async def _reconcile_sales(connection: RawConnection, position: _Position, size: int) -> Page:
-    ids = [row[0] for row in await connection.fetch(_PAGE_OF_SALES, position.after or None, size)]
+    ids = [row[0] for row in await connection.fetch(_PAGE_OF_SALES, position.after, size)]
     differences = [Difference(*row) for row in await connection.fetch(_SALE_FIGURES, ids)]
-    return Page(0, differences, cursor(_Position(_SALES, str(ids[-1]))) if len(ids) == size else "")
+    return Page(0, differences, cursor(_Position("sales", ids[-1])) if len(ids) == size else "")

@@ -1,7 +1,6 @@
 """Reading sales and returns."""
 
-from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -9,11 +8,15 @@ import msgspec
 from kit.db import RawConnection
 from kit.problems import Refusal
 from member.paging import cursor, page, position_of
+from member.points.rules import instant, unix_us
 from member.sales.documents import encode, return_document, sale_document
 from member.sales.rules import UnlinkedReturn
 from member.wallet.loading import SaleWithReversals, load_sales
 
 _decode_return_lines = msgspec.json.Decoder(tuple[tuple[int, str, str, str, str, str, int], ...]).decode
+
+# A cursor's instant in Unix microseconds, of years that the database and Python share.
+_Microseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]
 
 _NO_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
@@ -54,11 +57,11 @@ async def list_sales(connection: RawConnection, stores: list[str] | None, size: 
 
 async def list_member_sales(connection: RawConnection, member_id: str, size: int, page_token: str) -> bytes:
     """A member's sales, latest `sold_at` first."""
-    after = position_of(page_token, tuple[datetime, UUID])
-    rows = await connection.fetch(_OF_MEMBER, member_id, after[0] if after else None, after[1] if after else None, size + 1)
+    after = position_of(page_token, tuple[_Microseconds, UUID])
+    rows = await connection.fetch(_OF_MEMBER, member_id, instant(after[0]) if after else None, after[1] if after else None, size + 1)
     ids = [row[0] for row in rows[:size]]
     found = await load_sales(connection, ids)
-    more = cursor(rows[size - 1][1], ids[-1]) if len(rows) > size else None
+    more = cursor(unix_us(rows[size - 1][1]), ids[-1]) if len(rows) > size else None
     return encode(page([_document(found[sale_id]) for sale_id in ids], more))
 
 
