@@ -216,7 +216,7 @@ async def test_all_parts_of_a_sale_in_one_group_with_the_sale(chain: Chain) -> N
     parts = [
         chain.reversal("", lines, sale_operation_id=sale.operation_id) for lines in ([(2, "0.5")], [(1, "1"), (3, "1")], [(2, "1.6")], ())
     ]
-    outcomes = await chain.run(*(chain.command(act) for act in (sale, *parts)))
+    outcomes = await chain.run(chain.command(sale), *(chain.command(part) for part in parts))
     assert [outcome.status for outcome in outcomes] == [201, 201, 201, 409, 201]
     refunds = [msgspec.json.decode(outcome.body)["tenders"] for outcome in outcomes[1:] if outcome.status == 201]
     assert [[(tender["type"], tender["amount_minor"]) for tender in each] for each in refunds] == [
