@@ -29,7 +29,7 @@ def test_every_difference_is_named_and_fails_the_command(capsys: pytest.CaptureF
     lot = DIFFERENCE | {"figure": "lot.remaining", "subject_id": "lot-1", "rebuilt": True}
     assert reconcile([{"wallets": 1, "differences": [DIFFERENCE, lot], "next_cursor": None}], "--rebuild") == 1
     assert capsys.readouterr().out.splitlines() == [
-        "Wallet m/p: balance is 40, its entries prove 45.",
-        "Wallet m/p: lot.remaining of lot-1 is 40, its entries prove 45; rebuilt.",
-        "1 wallets proven from their entries, 2 differences, all rebuilt.",
+        "Wallet m/p: balance is 40; proven is 45.",
+        "Wallet m/p: lot.remaining of lot-1 is 40; proven is 45; rebuilt.",
+        "1 wallets proven from their entries, 2 differences, 1 rebuilt; 1 need a person: nothing proves which figure is right.",
     ]

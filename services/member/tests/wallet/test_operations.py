@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from kit.ids import uuid7
 from member.sales.rules import Discount, Tender
@@ -224,6 +225,44 @@ async def test_reconcile_names_every_difference_and_rebuilds_it(chain: Chain) ->
     assert all(difference.rebuilt for difference in await chain.differences(rebuild=True))
     assert await chain.differences() == []
     assert await points(chain, member) == (469, 0, 0)
+
+
+async def test_reconcile_proves_a_lots_state_and_expiry_from_its_entries(chain: Chain) -> None:
+    """What a corrupted lot says must never become the truth."""
+    member = await chain.member()
+    await chain.do(chain.adjustment(member, 1000))
+    await chain.execute("UPDATE points_lots SET matured = false, expires_at = now()")
+    assert {difference.figure for difference in await chain.differences()} == {"lot.matured", "lot.expires_at"}
+    await chain.differences(rebuild=True)
+    assert await chain.differences() == []
+    spent = await chain.do(chain.sale(member, ["1.00"], points=100, tenders=[]))
+    assert (spent["points"]["balance"], spent["points"]["next_expiry"]["at"]) == (900, "2027-12-31T16:00:00Z")
+
+
+async def test_reconcile_names_what_it_cannot_rebuild(chain: Chain) -> None:
+    member = await chain.member()
+    await chain.do(chain.sale(member))
+    await chain.do(chain.sale(member))
+    await chain.execute("DELETE FROM points_entries WHERE sequence = 1")
+    rebuilt = {difference.figure: difference.rebuilt for difference in await chain.differences(rebuild=True)}
+    assert rebuilt["balance"]
+    assert not rebuilt["number of entries"]
+    assert await chain.differences() != []
+
+
+async def test_a_reversal_dated_before_its_sale_is_refused(chain: Chain) -> None:
+    sale = await chain.do(chain.sale(""))
+    early = chain.reversal(sale["id"])
+    dated = structs.replace(early, reversal=structs.replace(early.reversal, reversed_at=chain.clock.now() - timedelta(days=1)))
+    assert await chain.refused(dated) == (422, "reversed_before_sold")
+
+
+async def test_a_programme_in_another_currency_is_refused(chain: Chain) -> None:
+    """Points of one currency must not pay in another."""
+    member = await chain.member()
+    store = structs.replace(chain.store, currency="USD")
+    assert await chain.refused(chain.sale(member, store=store, currency="USD")) == (422, "programme_currency_mismatch")
+    assert (await chain.do(chain.sale("", store=store, currency="USD")))["currency"] == "USD"
 
 
 async def test_an_event_leaves_with_every_act_and_names_no_person(chain: Chain) -> None:

@@ -49,71 +49,87 @@ _LOCK = """
 SELECT 1 FROM wallets WHERE member_id = ANY($1::uuid[]) AND programme_id = ANY($2::text[]) ORDER BY member_id, programme_id FOR UPDATE
 """
 
-# Each figure of each wallet beside what its entries and lots prove; only those that differ.
-_WALLET_FIGURES = """
-WITH page AS (
-  SELECT w.* FROM wallets w JOIN unnest($1::uuid[], $2::text[]) AS k(member_id, programme_id) USING (member_id, programme_id)
-), entries AS (
+# What each lot's entries come to. An entry carries the expiry that its lot had then, so the last one tells the lot's.
+_LOT_SUMS = """
+keys AS (
+  SELECT * FROM unnest($1::uuid[], $2::text[]) AS k(member_id, programme_id)
+), lot_sums AS (
+  SELECT e.member_id, e.programme_id, e.lot_id, sum(e.points) AS spendable, sum(e.pending) AS pending, sum(e.expired) AS expired,
+         sum(e.points + e.pending) FILTER (WHERE e.kind = 'earn' OR (e.kind = 'adjust' AND e.points > 0)) AS quantity,
+         bool_or(e.points <> 0) AS has_matured, (array_agg(e.expires_at ORDER BY e.sequence DESC))[1] AS expires_at
+  FROM points_entries e JOIN keys USING (member_id, programme_id) WHERE e.lot_id IS NOT NULL GROUP BY 1, 2, 3
+)
+"""
+
+# What each wallet's entries come to.
+_WALLET_SUMS = f"""
+{_LOT_SUMS}, sums AS (
   SELECT e.member_id, e.programme_id, sum(e.points) AS balance, sum(e.pending) AS pending, sum(e.debt) AS debt,
-         max(e.sequence) AS last, count(*) AS number
-  FROM points_entries e JOIN page USING (member_id, programme_id) GROUP BY 1, 2
-), running AS (
-  SELECT member_id, programme_id, min(sequence) AS first_wrong
-  FROM (
-    SELECT e.member_id, e.programme_id, e.sequence, e.balance, e.debt_after,
-           sum(e.points) OVER w AS proven, sum(e.debt) OVER w AS proven_debt
-    FROM points_entries e JOIN page USING (member_id, programme_id)
-    WINDOW w AS (PARTITION BY e.member_id, e.programme_id ORDER BY e.sequence)
-  ) AS r WHERE balance <> proven OR debt_after <> proven_debt GROUP BY 1, 2
+         max(e.sequence) AS sequence, count(*) AS number
+  FROM points_entries e JOIN keys USING (member_id, programme_id) GROUP BY 1, 2
 ), expiries AS (
   SELECT member_id, programme_id, jsonb_object_agg((extract(epoch FROM expires_at) * 1000000)::bigint::text, points) AS sums
   FROM (
-    SELECT l.member_id, l.programme_id, l.expires_at, sum(l.remaining) AS points
-    FROM points_lots l JOIN page USING (member_id, programme_id)
-    WHERE l.matured AND l.remaining > 0 AND l.expires_at IS NOT NULL GROUP BY 1, 2, 3
+    SELECT member_id, programme_id, expires_at, sum(spendable) AS points
+    FROM lot_sums WHERE spendable > 0 AND expires_at IS NOT NULL GROUP BY 1, 2, 3
   ) AS x GROUP BY 1, 2
 ), maturities AS (
   SELECT member_id, programme_id, jsonb_object_agg((extract(epoch FROM available_at) * 1000000)::bigint::text, points) AS sums
   FROM (
-    SELECT l.member_id, l.programme_id, l.available_at, sum(l.remaining) AS points
-    FROM points_lots l JOIN page USING (member_id, programme_id) WHERE NOT l.matured AND l.remaining > 0 GROUP BY 1, 2, 3
+    SELECT member_id, programme_id, l.available_at, sum(s.pending) AS points
+    FROM lot_sums s JOIN points_lots l USING (member_id, programme_id, lot_id) WHERE s.pending > 0 GROUP BY 1, 2, 3
   ) AS x GROUP BY 1, 2
+), proven AS (
+  SELECT k.member_id, k.programme_id, coalesce(s.balance, 0) AS balance, coalesce(s.pending, 0) AS pending, coalesce(s.debt, 0) AS debt,
+         coalesce(s.sequence, 0) AS sequence, coalesce(s.number, 0) AS number, coalesce(x.sums, '{{}}') AS expiries,
+         coalesce(m.sums, '{{}}') AS maturities
+  FROM keys k
+  LEFT JOIN sums s USING (member_id, programme_id)
+  LEFT JOIN expiries x USING (member_id, programme_id)
+  LEFT JOIN maturities m USING (member_id, programme_id)
 )
-SELECT p.member_id::text, p.programme_id, f.figure, '' AS subject_id, f.cached, f.proven
-FROM page p
-LEFT JOIN entries e USING (member_id, programme_id)
+"""
+
+# Each figure of each wallet beside what its entries prove; only those that differ.
+_WALLET_FIGURES = f"""
+WITH {_WALLET_SUMS}, running AS (
+  SELECT member_id, programme_id, min(sequence) AS first_wrong
+  FROM (
+    SELECT e.member_id, e.programme_id, e.sequence, e.balance, e.debt_after,
+           sum(e.points) OVER w AS proven, sum(e.debt) OVER w AS proven_debt
+    FROM points_entries e JOIN keys USING (member_id, programme_id)
+    WINDOW w AS (PARTITION BY e.member_id, e.programme_id ORDER BY e.sequence)
+  ) AS r WHERE balance <> proven OR debt_after <> proven_debt GROUP BY 1, 2
+)
+SELECT w.member_id::text, w.programme_id, f.figure, '' AS subject_id, f.cached, f.proven
+FROM wallets w
+JOIN proven p USING (member_id, programme_id)
 LEFT JOIN running r USING (member_id, programme_id)
-LEFT JOIN expiries x USING (member_id, programme_id)
-LEFT JOIN maturities m USING (member_id, programme_id)
 CROSS JOIN LATERAL (VALUES
-  ('balance', p.balance::text, coalesce(e.balance, 0)::text),
-  ('pending', p.pending::text, coalesce(e.pending, 0)::text),
-  ('debt', p.debt::text, coalesce(e.debt, 0)::text),
-  ('sequence', p.sequence::text, coalesce(e.last, 0)::text),
-  ('entries without gaps', coalesce(e.last, 0)::text, coalesce(e.number, 0)::text),
-  ('running balance', coalesce('wrong from entry ' || r.first_wrong, 'right'), 'right'),
-  ('expiries', p.expiries::text, coalesce(x.sums, '{}')::text),
-  ('maturities', p.maturities::text, coalesce(m.sums, '{}')::text)
+  ('balance', w.balance::text, p.balance::text),
+  ('pending', w.pending::text, p.pending::text),
+  ('debt', w.debt::text, p.debt::text),
+  ('sequence', w.sequence::text, p.sequence::text),
+  ('number of entries', p.number::text, p.sequence::text),
+  ('balance written on entry ' || coalesce(r.first_wrong, 0), CASE WHEN r.first_wrong IS NULL THEN 'right' ELSE 'wrong' END, 'right'),
+  ('expiries', w.expiries::text, p.expiries::text),
+  ('maturities', w.maturities::text, p.maturities::text)
 ) AS f(figure, cached, proven)
 WHERE f.cached <> f.proven
 """
 
-_LOT_FIGURES = """
-WITH page AS (
-  SELECT l.member_id, l.programme_id, l.lot_id, l.quantity, l.remaining, l.expired
-  FROM points_lots l JOIN unnest($1::uuid[], $2::text[]) AS k(member_id, programme_id) USING (member_id, programme_id)
-), entries AS (
-  SELECT e.member_id, e.programme_id, e.lot_id, sum(e.points + e.pending) AS remaining, sum(e.expired) AS expired,
-         sum(e.points + e.pending) FILTER (WHERE e.kind = 'earn' OR (e.kind = 'adjust' AND e.points > 0)) AS quantity
-  FROM points_entries e JOIN unnest($1::uuid[], $2::text[]) AS k(member_id, programme_id) USING (member_id, programme_id)
-  WHERE e.lot_id IS NOT NULL GROUP BY 1, 2, 3
+_LOT_FIGURES = f"""
+WITH {_LOT_SUMS}, lots AS (
+  SELECT l.* FROM points_lots l JOIN keys USING (member_id, programme_id)
 )
 SELECT member_id::text, programme_id, f.figure, lot_id::text, f.cached, f.proven
-FROM page p FULL JOIN entries e USING (member_id, programme_id, lot_id)
+FROM lots l FULL JOIN lot_sums s USING (member_id, programme_id, lot_id)
 CROSS JOIN LATERAL (VALUES
-  ('lot.remaining', coalesce(p.remaining::text, 'no such lot'), coalesce(e.remaining, 0)::text),
-  ('lot.expired', coalesce(p.expired::text, 'no such lot'), coalesce(e.expired, 0)::text),
-  ('lot.quantity', coalesce(p.quantity::text, 'no such lot'), coalesce(e.quantity, 0)::text)
+  ('lot.remaining', coalesce(l.remaining::text, 'no such lot'), coalesce(s.spendable + s.pending, 0)::text),
+  ('lot.expired', coalesce(l.expired::text, 'no such lot'), coalesce(s.expired, 0)::text),
+  ('lot.quantity', coalesce(l.quantity::text, 'no such lot'), coalesce(s.quantity, 0)::text),
+  ('lot.expires_at', coalesce(l.expires_at::text, 'never'), coalesce(s.expires_at::text, 'never')),
+  ('lot.matured', l.matured::text, CASE WHEN s.pending > 0 THEN 'false' WHEN s.has_matured THEN 'true' ELSE l.matured::text END)
 ) AS f(figure, cached, proven)
 WHERE f.cached <> f.proven
 """
@@ -172,44 +188,17 @@ CROSS JOIN LATERAL (VALUES
 WHERE f.cached <> f.proven
 """
 
-_REBUILD_LOTS = """
-UPDATE points_lots AS l SET remaining = e.remaining, expired = e.expired
-FROM (
-  SELECT e.member_id, e.programme_id, e.lot_id, sum(e.points + e.pending) AS remaining, sum(e.expired) AS expired
-  FROM points_entries e JOIN unnest($1::uuid[], $2::text[]) AS k(member_id, programme_id) USING (member_id, programme_id)
-  WHERE e.lot_id IS NOT NULL GROUP BY 1, 2, 3
-) AS e
-WHERE l.member_id = e.member_id AND l.programme_id = e.programme_id AND l.lot_id = e.lot_id
-  AND (l.remaining, l.expired) IS DISTINCT FROM (e.remaining, e.expired)
+_REBUILD_LOTS = f"""
+WITH {_LOT_SUMS}
+UPDATE points_lots AS l
+SET remaining = s.spendable + s.pending, expired = s.expired, expires_at = s.expires_at,
+    matured = CASE WHEN s.pending > 0 THEN false WHEN s.has_matured THEN true ELSE l.matured END
+FROM lot_sums s
+WHERE l.member_id = s.member_id AND l.programme_id = s.programme_id AND l.lot_id = s.lot_id
 """
 
-_REBUILD_WALLETS = """
-WITH keys AS (
-  SELECT * FROM unnest($1::uuid[], $2::text[]) AS k(member_id, programme_id)
-), entries AS (
-  SELECT e.member_id, e.programme_id, sum(e.points) AS balance, sum(e.pending) AS pending, sum(e.debt) AS debt, max(e.sequence) AS last
-  FROM points_entries e JOIN keys USING (member_id, programme_id) GROUP BY 1, 2
-), expiries AS (
-  SELECT member_id, programme_id, jsonb_object_agg((extract(epoch FROM expires_at) * 1000000)::bigint::text, points) AS sums
-  FROM (
-    SELECT l.member_id, l.programme_id, l.expires_at, sum(l.remaining) AS points
-    FROM points_lots l JOIN keys USING (member_id, programme_id)
-    WHERE l.matured AND l.remaining > 0 AND l.expires_at IS NOT NULL GROUP BY 1, 2, 3
-  ) AS x GROUP BY 1, 2
-), maturities AS (
-  SELECT member_id, programme_id, jsonb_object_agg((extract(epoch FROM available_at) * 1000000)::bigint::text, points) AS sums
-  FROM (
-    SELECT l.member_id, l.programme_id, l.available_at, sum(l.remaining) AS points
-    FROM points_lots l JOIN keys USING (member_id, programme_id) WHERE NOT l.matured AND l.remaining > 0 GROUP BY 1, 2, 3
-  ) AS x GROUP BY 1, 2
-), proven AS (
-  SELECT k.member_id, k.programme_id, coalesce(e.balance, 0) AS balance, coalesce(e.pending, 0) AS pending, coalesce(e.debt, 0) AS debt,
-         coalesce(e.last, 0) AS sequence, coalesce(x.sums, '{}') AS expiries, coalesce(m.sums, '{}') AS maturities
-  FROM keys k
-  LEFT JOIN entries e USING (member_id, programme_id)
-  LEFT JOIN expiries x USING (member_id, programme_id)
-  LEFT JOIN maturities m USING (member_id, programme_id)
-)
+_REBUILD_WALLETS = f"""
+WITH {_WALLET_SUMS}
 UPDATE wallets AS w
 SET balance = p.balance, pending = p.pending, debt = p.debt, sequence = p.sequence, expiries = p.expiries, maturities = p.maturities,
     updated_at = $3

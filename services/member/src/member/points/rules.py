@@ -7,7 +7,7 @@ back). A wallet's and a lot's figures are the sums of their entries; `reconcile`
 Invariants: no lot goes below zero; a wallet with debt has no spendable points, since every credit pays debt first; entries carry a
 sequence without gaps per wallet.
 
-Pure: no I/O and no clock. A `Wallet` is changed in memory only; whoever loaded it writes what changed.
+Pure: no I/O and no clock (it draws ids, which say nothing). A `Wallet` is changed in memory only; whoever loaded it writes what changed.
 """
 
 from bisect import insort
@@ -87,6 +87,8 @@ class Entry:
     # The sale, reversal or adjustment that caused it; None where time did.
     cause_id: str | None
     reason: str | None
+    # When its lot's points lapsed, as the lot stood then; None: never, or no lot.
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +325,7 @@ class Wallet:
         self.entries.append(
             Entry(
                 uuid7(), self.sequence, cause.at, kind, points, pending, debt, expired, self.balance, self.debt,
-                lot.lot_id if lot else None, cause.sale_id, cause.cause_id, cause.reason,
+                lot.lot_id if lot else None, cause.sale_id, cause.cause_id, cause.reason, lot.expires_at if lot else None,
             )
         )  # fmt: skip
 

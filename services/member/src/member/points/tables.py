@@ -67,5 +67,7 @@ points_entries = Table(
     Column("sale_id", Uuid),
     Column("cause_id", Uuid),
     Column("reason", Text),
+    # Of its lot, as it stood then: what the lot's own expiry is proven from.
+    Column("expires_at", DateTime(timezone=True)),
     postgresql_partition_by="RANGE (entry_id)",
 )

@@ -213,8 +213,8 @@ def decide_sale(sale: NewSale, wallet: "Wallet | None", programme: "ProgrammeVer
     carries the time of recording and the sale's id.
 
     Raises Refusal: `store_not_found`, `till_not_found`, `currency_mismatch`, `sold_at_in_future`, `programme_not_found`,
-    `line_amount_mismatch`, `discount_exceeds_amount`, `serials_do_not_match`, `points_not_spendable`, `points_step`,
-    `points_exceed_amount`, `insufficient_points`, `tenders_do_not_balance`, `too_many_points`.
+    `programme_currency_mismatch`, `line_amount_mismatch`, `discount_exceeds_amount`, `serials_do_not_match`, `points_not_spendable`,
+    `points_step`, `points_exceed_amount`, `insufficient_points`, `tenders_do_not_balance`, `too_many_points`.
     """
     store = checked_store(sale.store)
     if sale.currency != store.currency:
@@ -224,6 +224,11 @@ def decide_sale(sale: NewSale, wallet: "Wallet | None", programme: "ProgrammeVer
     check_not_ahead(sale.sold_at, cause.at, "sold_at")
     if wallet is not None and programme is None:
         raise refusal("programme_not_found", f"The store's programme {store.programme_id} has no version. Apply one first.", "/store_id")
+    if wallet is not None and programme is not None and programme.currency != sale.currency:
+        detail = (
+            f"The store's programme counts in {programme.currency}. Give the store a programme in {sale.currency}, or sell without member."
+        )
+        raise refusal("programme_currency_mismatch", detail, "/store_id")
     day = store.business_day(sale.sold_at)
 
     nets = [_line_net(line, index, sale.currency) for index, line in enumerate(sale.lines)]
@@ -332,13 +337,17 @@ def decide_reversal(
     sale's own lot and those it spent from; None for a guest's. `programme` is the version in force now: its settings say what becomes
     of points that cannot be taken back. `cause.cause_id` is the reversal's id.
 
-    Raises Refusal: `store_not_found`, `till_not_found`, `currency_mismatch`, `reversed_at_in_future`, `line_not_found`,
-    `quantity_exceeds_sold` (422); `quantity_already_reversed`, `nothing_left_to_reverse` (409).
+    Raises Refusal: `store_not_found`, `till_not_found`, `currency_mismatch`, `reversed_at_in_future`, `reversed_before_sold`,
+    `line_not_found`, `line_repeated`, `quantity_exceeds_sold` (422); `quantity_already_reversed`, `nothing_left_to_reverse` (409).
     """
     store = checked_store(reversal.store)
     if store.currency != sale.currency:
         raise refusal("currency_mismatch", f"The sale was made in {sale.currency}; this store works in {store.currency}.", "/store_id")
     check_not_ahead(reversal.reversed_at, cause.at, "reversed_at")
+    # Of a sale that the clock, having gone back, finds ahead, nothing is said.
+    if reversal.reversed_at < min(sale.sold_at, cause.at) - CLOCK_TOLERANCE:
+        detail = "The reversal is dated before the sale. Set the till's clock right, and send the time of the reversal."
+        raise refusal("reversed_before_sold", detail, "/reversed_at")
 
     before = reversed_quantities(earlier)
     taken = _quantities_to_reverse(reversal, sale, before)
@@ -468,8 +477,9 @@ def check_not_ahead(at: datetime, now: datetime, field: str) -> None:
 
 
 def refusal(code: str, detail: str, pointer: str, *, status: int = 422) -> Refusal:
-    """A refusal about one field of the request."""
-    return Refusal(code=code, status=status, title=_title(code), detail=detail, errors=(FieldError(pointer, code, detail),))
+    """A refusal about one field of the request; of none (what the path names, the state as a whole) where `pointer` is empty."""
+    errors = (FieldError(pointer, code, detail),) if pointer else ()
+    return Refusal(code=code, status=status, title=_title(code), detail=detail, errors=errors)
 
 
 def _title(code: str) -> str:

@@ -2,7 +2,7 @@
 
 Every write of a wallet or a sale takes this path, in a group that is one transaction. The group's wallets are locked in the order of
 their ids, what its commands name is loaded with one statement a table, every command is decided in memory by pure rules, one after
-another on the evolving state, and all is written with one statement a table, together with the outbox events and the answers.
+another on the evolving state, and all is written in one statement, together with the outbox events and the answers.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from kit.problems import Refusal, render
 from member.answers.operations import Answer, OperationTaken, reused
 from member.points.rules import Cause, Wallet
 from member.programmes.operations import Books
-from member.programmes.rules import ProgrammeBook
+from member.programmes.rules import ProgrammeBook, ProgrammeVersion
 from member.sales.documents import encode, points_figures, return_document, reversal_document, sale_document, utc_text
 from member.sales.rules import (
     NewReturn,
@@ -323,9 +323,7 @@ class _Group:
             raise refusal("sale_not_found", "There is no such sale. Look it up by the member or the store.", "", status=404)
         sale = found.sale
         wallet = self._settled((sale.member_id, sale.programme_id), command) if sale.member_id else None
-        store = act.reversal.store
-        day = store.business_day(act.reversal.reversed_at) if store is not None else sale.business_day
-        programme = self.book.at(sale.programme_id, day)
+        programme = self._programme_now(sale.programme_id)
         cause = Cause(self.now, uuid7() if self.locks else None, sale.sale_id, act.reversal.reason or None)
         reversal = decide_reversal(act.reversal, sale, found.reversals, wallet, programme, cause)
         found.reversals.append(reversal)
@@ -337,12 +335,11 @@ class _Group:
 
     def _decide_adjustment(self, command: Command, act: NewAdjustment) -> _Decision:
         wallet = self._settled((act.member_id, act.programme_id), command)
-        latest = self.book.latest(act.programme_id)
-        if latest is None:
+        programme = self._programme_now(act.programme_id)
+        if programme is None:
             raise refusal("programme_not_found", f"There is no programme {act.programme_id}.", "/programme_id")
         if wallet is None:
             raise refusal("member_not_found", "There is no such member.", "", status=404)
-        programme = self.book.at(act.programme_id, self.now.astimezone(latest.zone).date()) or latest
         if -act.points > wallet.balance:
             raise insufficient_points(-act.points, wallet.balance, "/points")
         if not wallet.has_room_for(act.points):
@@ -364,6 +361,11 @@ class _Group:
         }
         return _Decision(201, encode(document), cause.cause_id, act.member_id)
 
+    def _programme_now(self, programme_id: str) -> ProgrammeVersion | None:
+        """The version in force today, in the programme's own zone."""
+        latest = self.book.latest(programme_id)
+        return self.book.at(programme_id, self.now.astimezone(latest.zone).date()) if latest is not None else None
+
     def _decide_return(self, command: Command, act: NewReturn) -> _Decision:
         self._member_wallet(act.member_id, act.store, command)
         given = decide_return(act, uuid7(), self.now)
@@ -382,8 +384,7 @@ class _Group:
 
     def _figures(self, wallet: Wallet) -> dict[str, Any]:
         """The wallet's figures, as a read would show them now: by the version in force, whatever day the act was dated."""
-        latest = self.book.latest(wallet.programme_id)
-        version = self.book.at(wallet.programme_id, self.now.astimezone(latest.zone).date()) if latest is not None else None
+        version = self._programme_now(wallet.programme_id)
         return points_figures(wallet, version.shortfall if version is not None else "debt")
 
     def _settled(self, key: WalletKey, command: Command) -> Wallet | None:

@@ -26,7 +26,7 @@ WITH lots AS (
   SELECT * FROM unnest($1::new_lot[])
 ), entries AS (
   INSERT INTO points_entries (member_id, programme_id, sequence, entry_id, at, kind, points, pending, debt, expired, balance, debt_after,
-    lot_id, sale_id, cause_id, reason)
+    lot_id, sale_id, cause_id, reason, expires_at)
   SELECT * FROM unnest($2::new_entry[])
 ), figures AS (
   UPDATE wallets AS w
@@ -137,7 +137,7 @@ def _lot_row(w: Wallet, lot: Lot) -> tuple[object, ...]:
 def _entry_row(w: Wallet, e: Entry) -> tuple[object, ...]:
     return (
         w.member_id, w.programme_id, e.sequence, e.entry_id, e.at, e.kind, e.points, e.pending, e.debt, e.expired, e.balance, e.debt_after,
-        e.lot_id, e.sale_id, e.cause_id, e.reason,
+        e.lot_id, e.sale_id, e.cause_id, e.reason, e.expires_at,
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ CREATE TYPE new_lot AS (
 );
 CREATE TYPE new_entry AS (
     member_id uuid, programme_id text, sequence bigint, entry_id uuid, at timestamptz, kind text, points bigint, pending bigint,
-    debt bigint, expired bigint, balance bigint, debt_after bigint, lot_id uuid, sale_id uuid, cause_id uuid, reason text
+    debt bigint, expired bigint, balance bigint, debt_after bigint, lot_id uuid, sale_id uuid, cause_id uuid, reason text,
+    expires_at timestamptz
 );
 CREATE TYPE new_wallet_figures AS (
     member_id uuid, programme_id text, balance bigint, pending bigint, debt bigint, sequence bigint, expiries text, maturities text
@@ -118,6 +119,7 @@ def upgrade() -> None:
             sale_id      uuid,
             cause_id     uuid,
             reason       text,
+            expires_at   timestamptz,
             PRIMARY KEY (member_id, programme_id, sequence, entry_id)
         ) PARTITION BY RANGE (entry_id)
     """)
