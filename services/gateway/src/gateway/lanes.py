@@ -1,7 +1,9 @@
 """Lanes: the gathering of writes into groups (design.md, "The batch writer", 1).
 
 A lane has one group under way; what arrives meanwhile is the next group. Nobody waits on purpose: on an idle lane a single write
-leaves at once, alone. Commands of one member take one lane, so that they keep their order and share one lock.
+leaves at once, alone. Sales and adjustments of one member take one lane, so that they keep their order and share one lock. A reversal
+names only its sale, and takes the lane of the sale's id: that changes no figure, for the member service locks the wallet, and so decides
+the commands of one member one after the other, whichever lanes they came by.
 
 A group that the member service could not take (it is restarting) is sent again as it is, by its operation ids, until the commands'
 deadlines; a command past its deadline is answered 503. What was submitted is sent, whether or not its client still waits.
