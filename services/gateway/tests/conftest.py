@@ -75,6 +75,8 @@ class FakeMember:
                 return {"status": 200, "body": READ}
             case "ApplyProgramme":
                 return {"body": READ, "created": True}
+            case "GetProgramme":
+                return {"body": b'{"currency":"CNY"}'}
             case _:
                 return {"body": READ}
 

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -65,9 +66,24 @@ async def test_a_refusal_is_stored_too(desk: Any) -> None:
     assert (told["status"], told["path"], told["body"]["code"]) == (409, "/v1/stores", "store_code_taken")
 
 
+@pytest.mark.parametrize(
+    "field, given, code",
+    [
+        ("zone", "Asia/Nowhere", "zone_unknown"),
+        ("currency", "XXQ", "currency_unknown"),
+        ("currency", "XAU", "currency_unknown"),
+        ("currency", "GBP", "programme_currency_mismatch"),
+    ],
+)
+async def test_a_store_has_a_zone_and_a_currency_that_exist_and_are_its_programmes(desk: Any, field: str, given: str, code: str) -> None:
+    answer = await desk.send("POST", "/v1/stores", admin=True, json=STORE | {field: given})
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert answer.json()["errors"][0]["pointer"] == f"/{field}"
+    if given == "GBP":
+        assert "counts in CNY" in answer.json()["detail"]
+
+
 async def test_rules_refuse_and_an_absent_service_decides_nothing(desk: Any, member: Any) -> None:
-    answer = await desk.send("POST", "/v1/stores", admin=True, json=STORE | {"zone": "Asia/Nowhere"})
-    assert (answer.status_code, answer.json()["code"]) == (422, "zone_unknown")
     member.refusal = Refusal("programme_not_found", 404, "No such programme", "Check it.")
     answer = await desk.send("POST", "/v1/stores", admin=True, json=STORE | {"operation_id": "b", "programme_id": "none"})
     assert (answer.status_code, answer.json()["code"]) == (422, "programme_not_found")

@@ -1,5 +1,7 @@
 """Programmes belong to the member service; the gateway asks."""
 
+import msgspec
+
 from gateway.callers import Caller
 from gateway.services import Services
 from kit.problems import FieldError, Refusal
@@ -8,11 +10,24 @@ from regulars.member.v1 import programme_service_pb2 as pb
 NOT_FOUND = 404
 
 
-async def require_programme(services: Services, caller: Caller, programme_id: str) -> None:
-    """Raises Refusal (422, programme_not_found) when there is no such programme."""
+class _Programme(msgspec.Struct):
+    """What is asked here of the document that the member service gives."""
+
+    currency: str
+
+
+_decoder = msgspec.json.Decoder(_Programme)
+
+
+async def require_programme(services: Services, caller: Caller, programme_id: str, currency: str) -> None:
+    """Requires that a programme is there and counts in `currency`; it never changes its own.
+
+    Raises:
+        Refusal: 422 programme_not_found, programme_currency_mismatch.
+    """
     member = services.member
     try:
-        await member.read(caller, member.programmes.GetProgramme, pb.GetProgrammeRequest(programme_id=programme_id))
+        answer = await member.read(caller, member.programmes.GetProgramme, pb.GetProgrammeRequest(programme_id=programme_id))
     except Refusal as refusal:
         if refusal.status != NOT_FOUND:
             raise
@@ -23,3 +38,13 @@ async def require_programme(services: Services, caller: Caller, programme_id: st
             "Apply the programme first (regulars programme apply FILE), or name one that is there.",
             [FieldError("/programme_id", "programme_not_found", "No programme has this id.")],
         ) from None
+    counted = _decoder.decode(answer.body).currency
+    if counted != currency:
+        detail = f"The programme {programme_id} counts in {counted}."
+        raise Refusal(
+            "programme_currency_mismatch",
+            422,
+            "The programme counts in another currency",
+            f"{detail} Open the store in {counted}, or name a programme that counts in {currency}.",
+            [FieldError("/currency", "programme_currency_mismatch", detail)],
+        )

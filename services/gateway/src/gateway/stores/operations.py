@@ -11,20 +11,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.callers import Caller
 from gateway.problems import store_not_allowed
+from gateway.programmes.operations import require_programme
+from gateway.services import Services
 from gateway.stores.schemas import NewStore, NewTill, Store, Till
 from gateway.stores.tables import stores, tills
 from kit.clock import Clock
 from kit.ids import uuid7
+from kit.money import is_currency
 from kit.problems import FieldError, Refusal
 
 MINUTES_PER_HOUR = 60
 
 
-async def open_store(connection: AsyncConnection, clock: Clock, new: NewStore) -> Store:
+async def open_store(connection: AsyncConnection, services: Services, caller: Caller, new: NewStore) -> Store:
     """Opens a store.
 
     Raises:
-        Refusal: 422 zone_unknown, 409 store_code_taken.
+        Refusal: 422 zone_unknown, currency_unknown, programme_not_found, programme_currency_mismatch; 409 store_code_taken.
     """
     if new.zone not in available_timezones():
         raise Refusal(
@@ -34,6 +37,15 @@ async def open_store(connection: AsyncConnection, clock: Clock, new: NewStore) -
             "Give the IANA name of the store's time zone, such as Asia/Shanghai.",
             [FieldError("/zone", "zone_unknown", "Not a name of the IANA time zone database.")],
         )
+    if not is_currency(new.currency):
+        raise Refusal(
+            "currency_unknown",
+            422,
+            "The currency is not known",
+            "Give the ISO 4217 code of the currency that the store sells in, such as CNY.",
+            [FieldError("/currency", "currency_unknown", "Not a currency of ISO 4217 that is in use.")],
+        )
+    await require_programme(services, caller, new.programme_id, new.currency)
     hours, minutes = new.day_cut_over.split(":")
     row = (
         await connection.execute(
@@ -46,7 +58,7 @@ async def open_store(connection: AsyncConnection, clock: Clock, new: NewStore) -
                 currency=new.currency,
                 programme_id=new.programme_id,
                 day_cut_over_minutes=int(hours) * MINUTES_PER_HOUR + int(minutes),
-                created_at=clock.now(),
+                created_at=services.clock.now(),
             )
             .on_conflict_do_nothing(index_elements=[stores.c.code])
             .returning(stores)

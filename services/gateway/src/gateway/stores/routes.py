@@ -2,7 +2,6 @@
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.bodies import Body
 from gateway.directory import DATABASE_FAULTS
@@ -11,7 +10,6 @@ from gateway.openapi import gives, page_of, takes
 from gateway.operations.operations import decide_once
 from gateway.parameters import DEFAULT_LIMIT, Cursor, Limit, StoreId
 from gateway.problems import database_away
-from gateway.programmes.operations import require_programme
 from gateway.services import AdminCaller, AnyCaller, GatewayServices
 from gateway.stores.operations import list_stores, list_tills, open_store, set_up_till
 from gateway.stores.schemas import NewStore, NewTill, Store, Till
@@ -50,16 +48,11 @@ async def get_tills(
 
 @router.post("/stores", summary="Open a store", status_code=201, responses=gives(Store, 201, "Opened"), openapi_extra=takes(NewStore))
 async def post_store(request: Request, services: GatewayServices, caller: AdminCaller) -> Response:
-    """Its programme must be there already."""
+    """Its programme must be there already, and count in the store's currency."""
     raw = await Head.of(request.scope).json_body(request.receive, BODY_LIMIT)
     new = _new_store.read(raw)
     write = services.member.write(caller, "POST", request.scope["path"], raw, new)
-
-    async def open_with_programme(connection: AsyncConnection) -> Store:
-        await require_programme(services, caller, new.programme_id)
-        return await open_store(connection, services.clock, new)
-
-    answer = await decide_once(services, write, open_with_programme)
+    answer = await decide_once(services, write, lambda connection: open_store(connection, services, caller, new))
     await services.directory.catch_up()
     return answer.response()
 
