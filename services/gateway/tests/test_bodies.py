@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.bodies import END, SENTENCES, Body, Fingerprints, operation_id_of
+from gateway.bodies import END, SENTENCES, TIME_OF_DAY, Body, Fingerprints, field_error, operation_id_of
 from gateway.members.schemas import MemberChange
 from gateway.sales.schemas import NewSale
 from kit.problems import Refusal
@@ -48,7 +48,8 @@ def with_line(**changed: object) -> dict[str, Any]:
         (SALE | {"operation_id": "a b"}, "/operation_id", "invalid_format"),
         (SALE | {"operation_id": None}, "/operation_id", "wrong_type"),
         (SALE | {"store_id": "S001"}, "/store_id", "invalid_format"),
-        (SALE | {"sold_at": "2026-11-21T18:03:11"}, "/sold_at", "out_of_range"),
+        (SALE | {"sold_at": "2026-11-21T18:03:11"}, "/sold_at", "invalid_format"),
+        (SALE | {"sold_at": "2026-13-21T18:03:11Z"}, "/sold_at", "invalid_format"),
         (SALE | {"sold_at": 1}, "/sold_at", "wrong_type"),
         (SALE | {"lines": []}, "/lines", "out_of_range"),
         (SALE | {"lines": [LINE] * 2001}, "/lines", "out_of_range"),
@@ -65,6 +66,8 @@ def with_line(**changed: object) -> dict[str, Any]:
         (with_line(unit_price="NaN"), "/lines/0/unit_price", "invalid_format"),
         (with_line(line_no=0), "/lines/0/line_no", "out_of_range"),
         (with_line(sku=""), "/lines/0/sku", "out_of_range"),
+        (with_line(sku=" \u3000\t"), "/lines/0/sku", "invalid_format"),
+        (with_line(discounts=[{"amount_minor": 1, "reason": " "}]), "/lines/0/discounts/0/reason", "invalid_format"),
         (with_line(sku="x" * 65), "/lines/0/sku", "out_of_range"),
         (with_line(description="a\0b"), "/lines/0/description", "nul_character"),
         ([], "", "wrong_type"),
@@ -107,7 +110,32 @@ def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
 
 
 def test_every_pattern_ends_at_the_very_end_and_has_a_sentence() -> None:
-    assert all(pattern.endswith(END) for pattern in SENTENCES)
+    assert all(pattern.endswith(END) for pattern in SENTENCES if pattern.startswith("^"))
+
+
+@pytest.mark.parametrize(
+    "found, sentence",
+    [
+        ("Expected `str | null`, got `int`", "Must be text or null, not a whole number."),
+        ("Expected `object`, got `array`", "Must be an object, not a list."),
+        ("Expected `str` of length >= 1", "Must have at least 1 character."),
+        ("Expected `array` of length <= 2000", "Must hold at most 2000 items."),
+        ("Expected `int` >= -5", "Must be at least -5."),
+        ("Expected `datetime` with a timezone component", "Add the offset from UTC, such as +08:00 or Z."),
+        (f"Expected `str` matching regex {TIME_OF_DAY!r}", 'Must be a time of day between "00:00" and "23:59".'),
+        ("Number out of range", "The number is too large."),
+    ],
+)
+def test_every_fault_is_told_as_what_to_do(found: str, sentence: str) -> None:
+    error = field_error(f"{found} - at `$.lines[0].sku`")
+    assert (error.pointer, error.detail) == ("/lines/0/sku", sentence)
+
+
+@pytest.mark.parametrize("country", ["cn", "CHN", "中国", "", "C1"])
+def test_a_country_is_two_capital_letters(country: str) -> None:
+    with pytest.raises(Refusal) as raised:
+        Body(MemberChange).read(msgspec.json.encode({"operation_id": "a", "country": country}))
+    assert raised.value.errors[0].pointer == "/country"
 
 
 def test_a_field_left_out_differs_from_null() -> None:

@@ -40,6 +40,19 @@ async def test_every_path_of_the_api_needs_a_key(desk: Any) -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
+async def test_the_name_of_the_scheme_is_written_in_any_case(desk: Any) -> None:
+    for scheme in ("bearer", "BEARER", "Bearer "):
+        answer = await desk.http.get("/v1/stores", headers={"Authorization": f"{scheme} {desk.demo['till_key']}"})
+        assert answer.status_code == 200
+
+
+async def test_an_encoded_body_is_refused(desk: Any) -> None:
+    answer = await desk.send("POST", "/v1/sales", json=desk.sale(), headers={"Content-Encoding": "gzip"})
+    assert code(answer) == (415, "unsupported_content_encoding")
+    answer = await desk.send("POST", "/v1/sales", json=desk.sale(), headers={"Content-Encoding": "Identity"})
+    assert answer.status_code == 201
+
+
 async def test_a_till_may_not_do_what_is_the_admins(desk: Any, member: Any) -> None:
     for method, path in [
         ("POST", f"/v1/members/{desk.demo['store_id']}/points:adjust"),
@@ -101,7 +114,7 @@ async def test_unknown_parameters_are_refused(desk: Any) -> None:
     assert code(await desk.send("GET", "/v1/stores?limit=1&limit=2")) == (400, "malformed")
 
 
-@pytest.mark.parametrize("limit", ["0", "501", "x", "1.5", ""])
+@pytest.mark.parametrize("limit", ["0", "501", "x", "1.5", "", "1.0", "1_0", "1\n", " 1", "+1", "１"])
 async def test_limits_are_whole_numbers_of_one_to_five_hundred(desk: Any, limit: str) -> None:
     answer = await desk.send("GET", "/v1/stores", params={"limit": limit})
     assert code(answer) == (400, "malformed")
@@ -159,6 +172,14 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "two lines of one number": {
         "change": {"lines": [{"line_no": 1, "sku": "A", "quantity": "1", "unit_price": "1", "amount_minor": 100}] * 2}
     },
+    "two units of one serial": {
+        "change": {
+            "lines": [
+                {"line_no": 1, "sku": "A", "quantity": "2", "unit_price": "1", "amount_minor": 200, "serials": ["SN1", "SN1"]},
+            ]
+        }
+    },
+    "an encoded body": {"headers": {"Content-Encoding": "gzip"}},
     "a year out of range": {"change": {"sold_at": "1969-12-31T23:59:59+00:00"}},
     "an unknown store": {"change": {"store_id": "01a2019c-3df7-7000-8508-000000000000"}},
     "an unknown till": {"change": {"till_id": "01a2019c-3df7-7000-8508-000000000000"}},

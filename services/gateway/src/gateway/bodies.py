@@ -16,7 +16,9 @@ from gateway.problems import malformed, operation_id_missing
 from kit.problems import FieldError
 
 END = r"$(?!\n)"
+# What the document says of text, for a database knows no NUL; the second also of text that must say something.
 NO_NUL = {"pattern": "^[^\\u0000]*$"}
+NO_NUL_NOT_BLANK = {"pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"}
 
 OPERATION_ID = r"^[A-Za-z0-9._:-]{1,100}" + END
 UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}" + END
@@ -26,6 +28,11 @@ CURRENCY = r"^[A-Z]{3}" + END
 CODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}" + END
 TERM = r"^[a-z][a-z0-9_]{0,31}" + END
 PROGRAMME_ID = r"^[a-z0-9][a-z0-9-]{0,62}" + END
+TIME_OF_DAY = r"^([01][0-9]|2[0-3]):[0-5][0-9]" + END
+DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}" + END
+COUNTRY = r"^[A-Z]{2}" + END
+REGION = r"^[A-Za-z]{2}" + END
+NOT_BLANK = r"\S"
 
 SENTENCES = {
     OPERATION_ID: "Must be 1 to 100 letters, digits, dots, underscores, colons or dashes.",
@@ -36,6 +43,21 @@ SENTENCES = {
     CODE: "Must be a code of 1 to 32 letters, digits, dots, underscores or dashes.",
     TERM: "Must be a term of small letters, digits and underscores, such as wechat_pay.",
     PROGRAMME_ID: "Must be a programme's id: small letters, digits and dashes.",
+    TIME_OF_DAY: 'Must be a time of day between "00:00" and "23:59".',
+    DAY: "Must be a date, such as 2024-05-01.",
+    COUNTRY: "Must be the two capital letters of a country (ISO 3166-1), such as CN.",
+    REGION: "Must be the two letters of a country (ISO 3166-1), such as CN.",
+    NOT_BLANK: "Must hold more than white space; null, where it may be left out, says nothing.",
+}
+_TYPES = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number with a fraction or an exponent",
+    "bool": "true or false",
+    "null": "null",
+    "array": "a list",
+    "object": "an object",
+    "datetime": "a time, such as 2026-11-21T18:03:11+08:00",
 }
 
 OperationId = Annotated[
@@ -52,6 +74,7 @@ AmountMinor = Annotated[int, Meta(ge=0, le=10**13, description="Minor units")]
 Text64 = Annotated[str, Meta(max_length=64, extra_json_schema=NO_NUL)]
 Text200 = Annotated[str, Meta(max_length=200, extra_json_schema=NO_NUL)]
 Text500 = Annotated[str, Meta(max_length=500, extra_json_schema=NO_NUL)]
+Reason = Annotated[str, Meta(min_length=1, max_length=200, pattern=NOT_BLANK, extra_json_schema=NO_NUL_NOT_BLANK)]
 
 _fits_operation_id = re.compile(OPERATION_ID).search
 _generic = msgspec.json.Decoder()
@@ -60,7 +83,12 @@ _AT = re.compile(r" - at `\$(.*)`$")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _MISSING = re.compile(r"missing required field `(.*)`")
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
-_SENTENCE_OF = {f"Expected `str` matching regex {pattern!r}": sentence for pattern, sentence in SENTENCES.items()}
+_LIMIT = re.compile(r"Expected `(\w+)` (of length )?(>=|<=) (-?\d+)")
+_TYPE = re.compile(r"Expected `(.+)`, got `(\w+)`")
+_SENTENCE_OF = {f"Expected `str` matching regex {pattern!r}": sentence for pattern, sentence in SENTENCES.items()} | {
+    "Expected `datetime` with a timezone component": "Add the offset from UTC, such as +08:00 or Z.",
+    "Invalid RFC3339 encoded datetime": "Must be a time that exists, with its offset, such as 2026-11-21T18:03:11+08:00.",
+}
 
 T = TypeVar("T")
 
@@ -103,7 +131,8 @@ def _json_fault(error: Exception) -> str:
         return "The body must be JSON in UTF-8."
     if isinstance(error, RecursionError):
         return "The body is nested too deeply."
-    return f"The body must be JSON: {error}."
+    fault = str(error).removeprefix("JSON is malformed: ")
+    return f"The body must be JSON: {'it ends too early' if fault == 'Input data was truncated' else fault}."
 
 
 def refuse_nul(value: object, at: str) -> None:
@@ -145,8 +174,21 @@ def field_error(sentence: str, at: str = "") -> FieldError:
         return FieldError(f"{at}/{escaped(unknown[1][:100])}", "unknown_field", "This field is not known here.")
     if known := _SENTENCE_OF.get(sentence):
         return FieldError(at, "invalid_format", known)
-    code = "wrong_type" if ", got " in sentence else "out_of_range"
-    return FieldError(at, code, sentence.replace("`", "") + ".")
+    if wrong := _TYPE.fullmatch(sentence):
+        expected = " or ".join(_TYPES.get(each, each) for each in wrong[1].split(" | "))
+        return FieldError(at, "wrong_type", f"Must be {expected}, not {_TYPES.get(wrong[2], wrong[2])}.")
+    if limit := _LIMIT.fullmatch(sentence):
+        return FieldError(at, "out_of_range", _limit_sentence(*limit.groups()))
+    # What is left is a number that no field takes.
+    return FieldError(at, "out_of_range", "The number is too large.")
+
+
+def _limit_sentence(kind: str, length: str | None, side: str, bound: str) -> str:
+    verb = "be" if not length else "have" if kind == "str" else "hold"
+    unit = "" if not length else " characters" if kind == "str" else " items"
+    if bound == "1":
+        unit = unit.removesuffix("s")
+    return f"Must {verb} {'at least' if side == '>=' else 'at most'} {bound}{unit}."
 
 
 class Fingerprints:

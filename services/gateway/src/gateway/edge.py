@@ -21,7 +21,8 @@ from kit.telemetry import bind_request
 log = logging.getLogger(__name__)
 
 API = "/v1/"
-BEARER = b"Bearer "
+# The name of a scheme is written in any case (RFC 9110, 11.1).
+BEARER = b"bearer"
 
 HotRoute = Callable[[Caller, Head, Receive], Awaitable[Answer]]
 
@@ -67,11 +68,11 @@ class Edge:
             await Answer.problem(internal_error()).send(send, headers)
 
     async def _authenticate(self, head: Head) -> ApiClient:
-        given = head.headers.get(b"authorization", b"")
-        if not given.startswith(BEARER):
+        scheme, _, key = head.headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != BEARER:
             raise unauthenticated()
         # Found by its hash: how long that takes says nothing about the keys there are.
-        key_sha256 = hashlib.sha256(given[len(BEARER) :]).digest()
+        key_sha256 = hashlib.sha256(key.lstrip(b" ")).digest()
         client = self._directory.known_client(key_sha256) or await self._directory.find_client(key_sha256)
         if client is None:
             raise unauthenticated()

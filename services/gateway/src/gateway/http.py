@@ -7,12 +7,13 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.problems import body_too_large, malformed, unsupported_media_type
+from gateway.problems import body_too_large, malformed, unsupported_content_encoding, unsupported_media_type
 from kit.problems import CONTENT_TYPE as PROBLEM
 from kit.problems import FieldError, Refusal, render
 from kit.telemetry import REQUEST_ID, TraceContext
 
 JSON = b"application/json"
+IDENTITY = b"identity"
 PROBLEM_JSON = PROBLEM.encode()
 RETRY_AFTER_SECONDS = b"1"
 RETRIED_STATUSES = frozenset({429, 503})
@@ -53,10 +54,12 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         return None if given is None else given.decode("latin-1")
 
     async def json_body(self, receive: Receive, limit: int) -> bytes:
-        """The body of at most `limit` bytes, which the headers must call JSON."""
+        """The body of at most `limit` bytes, which the headers must call JSON, as it is."""
         content_type = self.headers.get(b"content-type", b"")
         if content_type != JSON and not _is_json(content_type):
             raise unsupported_media_type()
+        if self.headers.get(b"content-encoding", IDENTITY).lower() != IDENTITY:
+            raise unsupported_content_encoding()
         length = self.headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > limit:
             raise body_too_large(limit)

@@ -45,6 +45,13 @@ def unsupported_media_type() -> Refusal:
     return Refusal("unsupported_media_type", 415, "The content type is not supported", "Send JSON as `Content-Type: application/json`.")
 
 
+def unsupported_content_encoding() -> Refusal:
+    """415: bodies are read as they come."""
+    return Refusal(
+        "unsupported_content_encoding", 415, "The content encoding is not supported", "Send the body as it is, without a Content-Encoding."
+    )
+
+
 def internal_error() -> Refusal:
     """500: a fault of ours."""
     return Refusal(

@@ -6,12 +6,13 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from gateway.bodies import Text64, Text200, Writing
+from gateway.bodies import COUNTRY, DAY, REGION, Text64, Text200, Writing
 from kit.problems import Problem
 
 Phone = Annotated[str, Meta(min_length=1, max_length=64, extra_json_schema={"pattern": "^[^\\u0000]*$"}, examples=["138 0013 8000"])]
-Region = Annotated[str, Meta(pattern=r"^[A-Za-z]{2}$(?!\n)", description="ISO 3166-1 alpha-2, for a phone without a country code")]
-Day = Annotated[str, Meta(max_length=10, pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$(?!\n)", examples=["2024-05-01"])]
+Region = Annotated[str, Meta(pattern=REGION, description="ISO 3166-1 alpha-2, for a phone without a country code")]
+Country = Annotated[str, Meta(pattern=COUNTRY, description="ISO 3166-1 alpha-2", examples=["CN"])]
+Day = Annotated[str, Meta(max_length=10, pattern=DAY, examples=["2024-05-01"])]
 Birthday = Annotated[str, Meta(max_length=10, description="YYYY-MM-DD, or MM-DD where the year is not known", examples=["05-17"])]
 
 
@@ -26,12 +27,21 @@ class MemberFields(Writing):
     birthday: Birthday | UnsetType | None = UNSET
     gender: Annotated[str, Meta(max_length=32)] | UnsetType | None = UNSET
     city: Text200 | UnsetType | None = UNSET
-    country: Text200 | UnsetType | None = UNSET
+    country: Country | UnsetType | None = UNSET
     joined_on: Day | UnsetType = UNSET
 
 
 class SignUp(MemberFields):
     """A member to sign up."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "operation_id": "till-7-000122",
+        "name": "Li Lei",
+        "phone": "138 0013 8000",
+        "phone_region": "CN",
+        "birthday": "05-17",
+        "country": "CN",
+    }
 
 
 class MemberChange(MemberFields):

@@ -1,12 +1,12 @@
 """Bodies of a member's points (积分)."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
-from gateway.bodies import NO_NUL, ProgrammeId, Writing
+from gateway.bodies import ProgrammeId, Reason, Writing
 
 
 class NextExpiry(msgspec.Struct):
@@ -61,8 +61,10 @@ class Entry(msgspec.Struct):
 class AdjustPoints(Writing):
     """Points to grant (positive) or to take (negative), and why."""
 
+    EXAMPLE: ClassVar[dict[str, Any]] = {"operation_id": "desk-000001", "points": 500, "reason": "Welcome gift"}
+
     points: Annotated[int, Meta(ge=-(10**12), le=10**12, extra_json_schema={"not": {"const": 0}})]
-    reason: Annotated[str, Meta(min_length=1, max_length=200, extra_json_schema=NO_NUL)]
+    reason: Reason
     programme_id: ProgrammeId | None = None
 
 

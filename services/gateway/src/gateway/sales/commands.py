@@ -49,7 +49,7 @@ async def write_sale(services: Services, sale: NewSale, command: pb.Command, at:
     if sale.points_to_spend:
         message.points_to_spend = sale.points_to_spend
     add_line = message.lines.add
-    for line in sale.lines:
+    for index, line in enumerate(sale.lines):
         written = add_line(
             line_no=line.line_no, sku=line.sku, quantity=line.quantity, unit_price=line.unit_price, amount_minor=line.amount_minor
         )
@@ -60,6 +60,7 @@ async def write_sale(services: Services, sale: NewSale, command: pb.Command, at:
         for discount in line.discounts:
             written.discounts.add(amount_minor=discount.amount_minor, reason=discount.reason)
         if line.serials:
+            require_distinct_serials(line.serials, f"{at}/lines/{index}/serials")
             written.serials.extend(line.serials)
     for discount in sale.discounts:
         message.discounts.add(amount_minor=discount.amount_minor, reason=discount.reason)
@@ -138,3 +139,10 @@ def require_distinct(lines: Sequence[Numbered], at: str) -> None:
                 errors.append(FieldError(f"{at}/lines/{index}/line_no", "repeated", "Every line needs a number of its own."))
             seen.add(line.line_no)
         raise malformed(errors)
+
+
+def require_distinct_serials(serials: Sequence[str], at: str) -> None:
+    """Raises Refusal (400) when two units of a line have one serial."""
+    if len(set(serials)) != len(serials):
+        again = [index for index, serial in enumerate(serials) if serial in serials[:index]]
+        raise malformed([FieldError(f"{at}/{index}", "repeated", "Every unit of a line needs a serial of its own.") for index in again])

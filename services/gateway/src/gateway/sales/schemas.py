@@ -6,26 +6,45 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from gateway.bodies import NO_NUL, AmountMinor, Currency, OperationId, Quantity, Term, Text64, Text200, Text500, UnitPrice, Uuid, Writing
+from gateway.bodies import (
+    NO_NUL_NOT_BLANK,
+    NOT_BLANK,
+    AmountMinor,
+    Currency,
+    OperationId,
+    Quantity,
+    Reason,
+    Term,
+    Text64,
+    Text200,
+    Text500,
+    UnitPrice,
+    Uuid,
+    Writing,
+)
 from gateway.points.schemas import NextExpiry
 from kit.problems import Problem
 
 # RFC 3339 with an offset. The years are checked where the instant is made.
 Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339 with offset, between the years 1970 and 2200")]
 LineNo = Annotated[int, Meta(ge=1, le=1_000_000)]
-Sku = Annotated[str, Meta(min_length=1, max_length=64, extra_json_schema=NO_NUL)]
-Serials = Annotated[list[Text64], Meta(max_length=1000, description="One for each unit")]
+Sku = Annotated[str, Meta(min_length=1, max_length=64, pattern=NOT_BLANK, extra_json_schema=NO_NUL_NOT_BLANK)]
+Serials = Annotated[
+    list[Text64], Meta(max_length=1000, description="One for each unit, all distinct", extra_json_schema={"uniqueItems": True})
+]
+# A store and its till in the examples; a chain's own are told by GET /v1/stores and GET /v1/stores/{store_id}/tills.
+_PLACE = {"store_id": "01a2019c-3df7-7000-8508-6d75c89ca3e6", "till_id": "01a2019c-3dfc-7000-8537-339435829156"}
 PointsAmount = Annotated[int, Meta(ge=0, le=10**12)]
 
 
-class Discount(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class NewDiscount(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """An amount off, and why."""
 
     amount_minor: AmountMinor
-    reason: Text200 | None = None
+    reason: Reason | None = None
 
 
-Discounts = Annotated[list[Discount], Meta(max_length=50)]
+NewDiscounts = Annotated[list[NewDiscount], Meta(max_length=50)]
 
 
 class Tender(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -46,12 +65,39 @@ class NewSaleLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     amount_minor: AmountMinor
     description: Text500 | None = None
     category: Text64 | None = None
-    discounts: Discounts = []
+    discounts: NewDiscounts = []
     serials: Serials = []
 
 
 class NewSale(Writing):
     """A sale as the till made it. Line numbers are distinct."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "operation_id": "till-7-000123",
+        **_PLACE,
+        "receipt_no": "000123",
+        "sold_at": "2026-11-21T18:03:11+08:00",
+        "currency": "CNY",
+        "member_id": "01a201a4-a414-7000-8ebe-0feb8a8dcc59",
+        "channel": "store",
+        "staff_code": "E042",
+        "lines": [
+            {
+                "line_no": 1,
+                "sku": "A100",
+                "description": "Earphones",
+                "category": "audio",
+                "quantity": "1",
+                "unit_price": "199.90",
+                "amount_minor": 19990,
+                "discounts": [{"amount_minor": 1000, "reason": "member price"}],
+            },
+            {"line_no": 2, "sku": "B200", "category": "case", "quantity": "2", "unit_price": "99.90", "amount_minor": 19980},
+            {"line_no": 3, "sku": "C300", "category": "film", "quantity": "1", "unit_price": "69.90", "amount_minor": 6990},
+        ],
+        "points_to_spend": 1000,
+        "tenders": [{"type": "cash", "amount_minor": 44960}],
+    }
 
     store_id: Uuid
     till_id: Uuid
@@ -63,8 +109,15 @@ class NewSale(Writing):
     member_id: Uuid | None = None
     channel: Text64 | None = None
     staff_code: Text64 | None = None
-    discounts: Discounts = msgspec.field(default_factory=list)
+    discounts: NewDiscounts = msgspec.field(default_factory=list)
     points_to_spend: PointsAmount = 0
+
+
+class Discount(msgspec.Struct):
+    """An amount off, and why: the empty text where nothing was said."""
+
+    amount_minor: int
+    reason: str
 
 
 class SaleLine(msgspec.Struct):
@@ -179,10 +232,18 @@ class NewReversalLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class NewReversal(Writing):
     """What to take back of a sale. Without `lines`: all that is left."""
 
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "operation_id": "till-7-000124",
+        **_PLACE,
+        "reversed_at": "2026-11-21T18:30:00+08:00",
+        "reason": "Changed their mind",
+        "lines": [{"line_no": 2, "quantity": "1"}],
+    }
+
     store_id: Uuid
     till_id: Uuid
     reversed_at: Moment
-    reason: Text200 | None = None
+    reason: Reason | None = None
     lines: Annotated[list[NewReversalLine], Meta(min_length=1, max_length=2000)] | None = None
 
 
@@ -199,7 +260,7 @@ class ImportedReversal(Writing):
     store_id: Uuid
     till_id: Uuid
     reversed_at: Moment
-    reason: Text200 | None = None
+    reason: Reason | None = None
     lines: Annotated[list[NewReversalLine], Meta(min_length=1, max_length=2000)] | None = None
 
 
@@ -225,7 +286,7 @@ class ImportedReturn(Writing):
     lines: Annotated[list[NewReturnLine], Meta(min_length=1, max_length=2000)]
     receipt_no: Text64 | None = None
     member_id: Uuid | None = None
-    reason: Text200 | None = None
+    reason: Reason | None = None
 
 
 class ReturnLine(msgspec.Struct):

@@ -6,9 +6,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from gateway.bodies import NO_NUL, Code, Currency, ProgrammeId, Writing
+from gateway.bodies import NO_NUL, TIME_OF_DAY, Code, Currency, ProgrammeId, Writing
 
-DAY_CUT_OVER = r"^([01][0-9]|2[0-3]):[0-5][0-9]$(?!\n)"
 Name = Annotated[str, Meta(min_length=1, max_length=200, extra_json_schema=NO_NUL)]
 
 
@@ -22,7 +21,7 @@ class NewStore(Writing):
     ]
     currency: Currency
     programme_id: ProgrammeId
-    day_cut_over: Annotated[str, Meta(pattern=DAY_CUT_OVER, description="When a business day starts, in the store's zone")] = "00:00"
+    day_cut_over: Annotated[str, Meta(pattern=TIME_OF_DAY, description="When a business day starts, in the store's zone")] = "00:00"
 
 
 class Store(msgspec.Struct):
