@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jsonschema_rs
+import msgspec
 import pytest
+
+from gateway.bodies import Body
+from gateway.members.schemas import SignUp
+from gateway.points.schemas import AdjustPoints
+from gateway.sales.schemas import NewReversal, NewSale, ReversalPreview
 
 METHODS = {"get", "post", "patch"}
 
@@ -53,6 +59,7 @@ async def test_every_route_documents_its_answers_and_problems(document: dict[str
             assert content_type == expected
             assert response["content"][content_type]["schema"]
         if path.startswith("/v1/"):
+            assert "429" not in statuses
             assert {"400", "401", "403", "404", "500", "503"} <= statuses
             assert operation["security"] == [{"key": []}]
             assert ("requestBody" in operation) is (method != "get")
@@ -65,6 +72,41 @@ async def test_the_sale_of_the_worked_example_is_valid_by_its_schema(document: d
     assert not validator.is_valid(desk.sale(coupon=1))
     assert not validator.is_valid({key: value for key, value in desk.sale().items() if key != "operation_id"})
     assert not validator.is_valid(desk.sale(points_to_spend=-1))
+
+
+async def test_headers_are_documented_where_they_are_read_and_given(document: dict[str, Any]) -> None:
+    for path, _, operation in operations(document):
+        headers = {parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "header"}
+        kept = path.startswith("/v1/") and "operation_id" in required(document, operation)
+        assert headers == {"X-Request-Id", "traceparent"} | ({"Idempotency-Key"} if kept else set()), path
+        replayed = {status for status, response in operation["responses"].items() if "Idempotent-Replayed" in response.get("headers", {})}
+        assert replayed == ({"404", "409", "422"} | (replayed & {"200", "201"}) if kept else set()), path
+        assert bool(replayed & {"200", "201"}) is kept
+
+
+def required(document: dict[str, Any], operation: dict[str, Any]) -> list[str]:
+    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    found: list[str] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]].get("required", []) if schema else []
+    return found
+
+
+async def test_the_page_starts_filled_with_bodies_that_are_taken(document: dict[str, Any]) -> None:
+    filled = set()
+    for path, _, operation in operations(document):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        if "example" in content:
+            filled.add(path)
+            name = content["schema"]["$ref"].rpartition("/")[2]
+            kind = {kind.__name__: kind for kind in (NewSale, NewReversal, ReversalPreview, SignUp, AdjustPoints)}[name]
+            Body(kind).read(msgspec.json.encode(content["example"]))
+            assert jsonschema_rs.is_valid(content["schema"] | {"components": document["components"]}, content["example"])
+    assert filled == {
+        "/v1/sales",
+        "/v1/sales/{sale_id}/reversals",
+        "/v1/sales/{sale_id}/reversals:preview",
+        "/v1/members",
+        "/v1/members/{member_id}/points:adjust",
+    }
 
 
 async def test_nothing_of_python_shows(document: dict[str, Any]) -> None:

@@ -22,6 +22,20 @@ strings; times are RFC 3339 with offset. Values of enumerations may grow. Errors
 _REF = "#/components/schemas/{name}"
 Json = dict[str, Any]
 
+
+def _header(name: str, description: str) -> Json:
+    return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
+
+
+_IDEMPOTENCY_KEY = _header("Idempotency-Key", "Taken for the operation_id of a body that has none, and of the same form")
+_EVERYWHERE = (
+    _header("X-Request-Id", "Names the request in the answer and in logs: 1 to 100 letters, digits and . _ : / + = -; another is replaced"),
+    _header("traceparent", "The request's place in the caller's trace (W3C Trace Context); the answer's goes on from it"),
+)
+_REPLAYED = {"Idempotent-Replayed": {"schema": {"const": "true"}, "description": "The write was decided before; this is its first answer"}}
+# What a service decides about a write is stored, and given again for a replay.
+_STORED_STATUSES = frozenset({"200", "201", "404", "409", "422"})
+
 READ_PROBLEMS = {
     400: "malformed",
     401: "no valid key",
@@ -33,9 +47,8 @@ READ_PROBLEMS = {
 WRITE_PROBLEMS = READ_PROBLEMS | {
     409: "state or replay conflict",
     413: "too large",
-    415: "not JSON",
+    415: "not JSON, or encoded",
     422: "a rule refuses",
-    429: "too many requests",
 }
 
 
@@ -54,8 +67,10 @@ def page_of(kind: type) -> Json:
 
 
 def takes(kind: type) -> Json:
-    """What a route's body must be, as its `openapi_extra`."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": ref(kind)}}}}
+    """What a route's body must be, as its `openapi_extra`, with the example that the type holds."""
+    content = {"schema": ref(kind)} | ({"example": kind.EXAMPLE} if hasattr(kind, "EXAMPLE") else {})
+    body = {"requestBody": {"required": True, "content": {"application/json": content}}}
+    return body | ({"parameters": [_IDEMPOTENCY_KEY]} if issubclass(kind, Writing) and kind.NEEDS_OPERATION_ID else {})
 
 
 def gives(schema: type | Json, status: int = 200, description: str = "Done") -> dict[int | str, Json]:
@@ -81,6 +96,10 @@ def document(app: FastAPI, schemas: Iterable[ModuleType]) -> Json:
     for path, operations in made["paths"].items():
         for method, operation in operations.items():
             operation["responses"] = _responses(operation["responses"], path, method)
+            if _IDEMPOTENCY_KEY in operation.get("parameters", ()):
+                for status in operation["responses"].keys() & _STORED_STATUSES:
+                    operation["responses"][status]["headers"] = _REPLAYED
+            operation["parameters"] = [*operation.get("parameters", ()), *_EVERYWHERE]
             if path.startswith("/v1/"):
                 operation["security"] = [{"key": []}]
     return made
@@ -103,7 +122,7 @@ def _responses(declared: Json, path: str, method: str) -> Json:
 
 def _problem(status: int, meaning: str) -> Json:
     response: Json = {"description": meaning.capitalize(), "content": {CONTENT_TYPE: {"schema": ref(Problem)}}}
-    if status in (429, 503):
+    if status == 503:
         response["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
     return response
 
