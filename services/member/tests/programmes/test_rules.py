@@ -246,7 +246,7 @@ programmes = st.builds(
     restore_grace_days=st.integers(0, 100),
     shortfall=st.sampled_from(["debt", "negative", "forgive"]),
     refund_tender_order=st.permutations(["cash", "card"]).map(tuple),
-)
+).filter(lambda version: version.expiry is None or version.pending_days < max(1, 365 * version.expiry.years + version.expiry.days))
 
 
 @given(programmes)
@@ -358,6 +358,50 @@ def test_any_document_is_read_or_refused(document: object) -> None:
 def test_an_expiry_that_makes_points_worthless_or_means_nothing_is_refused(value: object) -> None:
     with pytest.raises(ProgrammeInvalid, match="/expiry"):
         parse_programme(LEAST | {"expiry": value})
+
+
+@pytest.mark.parametrize(
+    "expiry, shortest",
+    [
+        ({"days": 30}, 30),
+        ({"months": 1}, 28),
+        ({"months": 1, "round_to": "year"}, 28),
+        ({"months": 6, "days": 3}, 184),
+        ({"months": 12}, 365),
+        ({"years": 1, "months": 2}, 424),
+        ({"years": 8}, 2921),
+    ],
+)
+def test_points_that_lapse_before_they_can_be_spent_are_refused(expiry: object, shortest: int) -> None:
+    assert parse_programme(LEAST | {"expiry": expiry, "pending_days": shortest - 1}).pending_days == shortest - 1
+    with pytest.raises(ProgrammeInvalid, match=f"/pending_days: Points may lapse {shortest} days after"):
+        parse_programme(LEAST | {"expiry": expiry, "pending_days": shortest})
+
+
+def test_points_that_are_pending_need_a_period_to_live_in() -> None:
+    assert parse_programme(LEAST | {"expiry": {"round_to": "year"}}).pending_days == 0
+    assert parse_programme(LEAST | {"pending_days": 3650}).pending_days == 3650
+    with pytest.raises(ProgrammeInvalid, match="/pending_days"):
+        parse_programme(LEAST | {"expiry": {"round_to": "year"}, "pending_days": 1})
+
+
+@given(
+    st.integers(0, 9),
+    st.integers(0, 30),
+    st.integers(0, 400),
+    st.sampled_from([None, "day", "month", "year"]),
+    st.integers(1, 3650),
+    instants,
+)
+def test_points_of_an_accepted_programme_can_be_spent_some_day(
+    years: int, months: int, days: int, round_to: Any, pending_days: int, earned_at: datetime
+) -> None:
+    expiry = {"years": years, "months": months, "days": days, "round_to": round_to}
+    with suppress(ProgrammeInvalid):
+        version = parse_programme(LEAST | {"expiry": expiry, "pending_days": pending_days})
+        expires_at = version.expires_at(earned_at)
+        assert expires_at is not None
+        assert version.available_at(earned_at) < expires_at
 
 
 def test_changes_are_named_by_pointer() -> None:

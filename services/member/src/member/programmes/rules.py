@@ -357,6 +357,9 @@ LONGEST_TEXT = 100
 LONGEST_LIST = 10_000
 MOST_MULTIPLIERS = 200
 
+# Every span of months is at its shortest from here: February comes first, and the next leap day is seven years away.
+SHORTEST_FROM = date(2097, 2, 1)
+
 _REQUIRED = ("programme_id", "name", "effective_from", "zone", "currency", "earn", "expiry")
 _OPTIONAL = ("spend", "pending_days", "restore_grace_days", "shortfall", "refund_tender_order")
 
@@ -371,6 +374,7 @@ class _Reader:
         found = self.mapping(definition, "", _REQUIRED, _OPTIONAL)
         if found is None:
             return None
+        expiry = self.expiry(found)
         return ProgrammeVersion(
             programme_id=self.matching(found, "", "programme_id", SLUG, "lower case letters, digits and hyphens, at most 40"),
             version=version,
@@ -380,8 +384,8 @@ class _Reader:
             currency=self.matching(found, "", "currency", CURRENCY, "an ISO 4217 code such as CNY"),
             earn=self.earn(found),
             spend=self.spend(found),
-            expiry=self.expiry(found),
-            pending_days=self.integer(found, "", "pending_days", (0, 3650), 0),
+            expiry=expiry,
+            pending_days=self.pending_days(found, expiry),
             restore_grace_days=self.integer(found, "", "restore_grace_days", (0, 3650), 30),
             shortfall=cast("Shortfall", self.choice(found, "", "shortfall", get_args(Shortfall), "debt")),
             refund_tender_order=self.tender_order(found),
@@ -455,6 +459,16 @@ class _Reader:
         if expiry == Expiry():
             self.fault(at, "invalid_value", "Points that lapse at once are never of use: give a period or `round_to`, or `never`.")
         return expiry
+
+    def pending_days(self, found: Mapping[str, object], expiry: Expiry | None) -> int:
+        days = self.integer(found, "", "pending_days", (0, 3650), 0)
+        if days and expiry is not None:
+            # Rounding may give more, but next to nothing to points earned at the end of a period.
+            shortest = (_add(SHORTEST_FROM, expiry) - SHORTEST_FROM).days
+            if days >= shortest:
+                detail = f"Points may lapse {shortest} days after the sale, before they can be spent: give fewer, or a longer expiry."
+                self.fault("/pending_days", "out_of_range", detail)
+        return days
 
     def tender_order(self, found: Mapping[str, object]) -> tuple[str, ...]:
         if found.get("refund_tender_order") is None:
