@@ -50,6 +50,11 @@ def generate() -> bytes:
     return json.dumps(fresh, indent=2).encode() + b"\n"
 
 
+def proof_of(key: bytes) -> bytes:
+    """What a database keeps to know a key again (kit.key_checks); it tells nothing of the key."""
+    return hmac.digest(key, b"regulars key check", "sha256")
+
+
 class DataKey:
     """The key of one member's personal data, in memory."""
 
@@ -76,6 +81,7 @@ class PersonalDataKeys:
         self._keks = {_kek_id(each): AESGCM(each) for each in (*retired, kek)}
         self.kek_id = _kek_id(kek)
         self.retired_kek_ids = tuple(_kek_id(each) for each in retired)
+        self.kek_ids = tuple(self._keks)
 
     @classmethod
     def parse(cls, content: bytes) -> "PersonalDataKeys":
@@ -115,6 +121,10 @@ class PersonalDataKeys:
     def blind_index(self, kind: str, value: str) -> bytes:
         """What a value of one kind is found by: equal for equal values, and telling nothing without the key."""
         return hmac.digest(self._index_key, f"{kind}\0{value}".encode(), "sha256")
+
+    def index_key_proof(self) -> bytes:
+        """What a database keeps to know the index key again."""
+        return proof_of(self._index_key)
 
     def _wrap(self, member_id: str, key: bytes) -> bytes:
         return _seal(self._keks[self.kek_id], key, _wrapping(member_id, self.kek_id))

@@ -1,14 +1,17 @@
 """The command line: migrate, seed, keys; and one sentence where it cannot start."""
 
+import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gateway.main import main
+from gateway.main import main, open_services
+from gateway.settings import Settings
 from kit.keys import create_missing_keys
+from kit.settings import load
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +66,28 @@ def test_a_missing_key_file_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FINGERPRINT_KEY_FILE", "/nowhere")
     assert main(["serve"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("A key file cannot be read")
+
+
+@pytest.mark.usefixtures("environment")
+def test_another_installations_fingerprint_key_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    make_database: Callable[..., str],
+    database: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", make_database(database))
+
+    async def start() -> None:
+        async with open_services(load(Settings)):
+            pass
+
+    for _ in range(2):
+        asyncio.run(start())
+    file = tmp_path / "fingerprint.key"
+    file.write_text("ab" * 32)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"The keys in {file} are not the ones this database was written with: "
+        "put back the fingerprint.key of the installation that made it."
+    )

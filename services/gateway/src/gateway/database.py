@@ -2,6 +2,9 @@
 
 from sqlalchemy import MetaData
 
+from kit.key_checks import key_checks_table
+
 MIGRATIONS = "gateway:migrations"
 
 metadata = MetaData()
+key_checks = key_checks_table(metadata)

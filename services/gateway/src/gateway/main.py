@@ -123,6 +123,8 @@ async def open_services(settings: Settings) -> AsyncIterator["Services"]:
     from gateway.directory import DATABASE_FAULTS, Directory
     from gateway.member import MemberService
     from gateway.services import Services
+    from kit.crypto import proof_of
+    from kit.key_checks import KeyForeign, check_key
     from kit.rpc import create_channel
     from kit.tokens import TokenMinter
 
@@ -141,7 +143,10 @@ async def open_services(settings: Settings) -> AsyncIterator["Services"]:
         directory = Directory(engine)
         try:
             await directory.catch_up()
-        except Refusal as error:
+            await check_key(engine, "fingerprint", proof_of(fingerprint_key), settings.fingerprint_key_file)
+        except KeyForeign as foreign:
+            raise CannotStart(str(foreign)) from None
+        except (Refusal, *DATABASE_FAULTS) as error:
             raise CannotStart("The gateway's tables cannot be read: run `python -m gateway migrate`.") from error
         async with create_channel(settings.member_address) as channel:
             member = MemberService(channel, minter, fingerprint_key, clock, settings)

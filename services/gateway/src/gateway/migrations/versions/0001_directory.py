@@ -1,4 +1,4 @@
-"""Stores, tills, API clients, the audit log and the gateway's own operations."""
+"""Stores, tills, API clients, the audit log, the gateway's own operations, and the proof of their fingerprint key."""
 
 from alembic import op
 
@@ -72,6 +72,7 @@ def upgrade() -> None:
             version bigint NOT NULL
         )
     """)
+    op.execute("CREATE TABLE key_checks (name text PRIMARY KEY, proof bytea NOT NULL)")
     op.execute("INSERT INTO directory_state VALUES (true, 1)")
     op.execute("""
         CREATE FUNCTION directory_changed() RETURNS trigger LANGUAGE plpgsql AS $$
