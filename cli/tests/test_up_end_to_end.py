@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,4 +99,10 @@ def test_a_sale_survives_kills_and_a_restart(reachable_path: Path, port: int, ca
         process.send_signal(signal.SIGINT)
         lines_until(process, "^Stopped")
         assert process.wait() == 0
+
+    shutil.rmtree(var / "keys")
+    with running(var, port) as process:
+        refused = lines_until(process, "^Cannot start")[-1]
+        assert re.search(f"The keys in {var}/keys/.* are not the ones this database was written with: put back the ", refused)
+        assert process.wait() == 1
     assert capsys.readouterr().out == "Stopped.\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from kit.crypto import generate
 from kit.db import migrate
 from kit.keys import create_missing_keys
 from kit.rpc import call_metadata, create_channel
@@ -110,6 +111,43 @@ def test_a_key_file_that_is_missing_is_named(environment: dict[str, str]) -> Non
     assert ended.returncode == 1
     assert "/nowhere/keys.json cannot be read" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_another_installations_keys_are_refused_in_one_sentence(
+    environment: dict[str, str], make_database: Callable[..., str], migrated_database: str, tmp_path: Path
+) -> None:
+    environment = environment | {"MEMBER_DATABASE_URL": make_database(migrated_database)}
+    with start(environment, "serve") as process:
+        wait_until_logged(process, "serving")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    file = tmp_path / "personal_data.json"
+    file.write_bytes(generate())
+    ended = run(environment, "serve")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        f"The keys in {file} are not the ones this database was written with: "
+        "put back the personal_data.json of the installation that made it."
+    )
+
+
+async def test_a_retired_key_that_left_too_early_is_named(
+    environment: dict[str, str], make_database: Callable[..., str], migrated_database: str, tmp_path: Path
+) -> None:
+    url = make_database(migrated_database)
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        """
+        INSERT INTO members (member_id, status, kek_id, data_key, phone_verified, joined_on, created_at)
+        VALUES (gen_random_uuid(), 'live', '0123456789abcdef', '', false, '2026-01-01', '2026-01-01')
+        """
+    )
+    await connection.close()
+    ended = run(environment | {"MEMBER_DATABASE_URL": url}, "serve")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        f"{tmp_path / 'personal_data.json'} lacks the key-encryption key 0123456789abcdef of some members: put it under `retired_keks`."
+    )
 
 
 def test_keys_are_rewrapped_by_command(environment: dict[str, str], migrated_database: str) -> None:

@@ -69,13 +69,15 @@ async def insert_member(engine: AsyncEngine, keys: PersonalDataKeys, number: int
     async with transaction(engine) as connection:
         await raw(connection).execute(
             """
-            INSERT INTO members (member_id, status, kek_id, data_key, name, phone, phone_index, phone_verified, joined_on, created_at)
-            VALUES ($1, 'live', $2, $3, $4, $5, $6, true, $7, $8)
+            INSERT INTO members (member_id, status, kek_id, data_key, name, name_index, phone, phone_index, phone_verified, joined_on,
+                                 created_at)
+            VALUES ($1, 'live', $2, $3, $4, $5, $6, $7, true, $8, $9)
             """,
             member_id,
             keys.kek_id,
             wrapped,
             key.seal("name", f"Member {number}".encode()),
+            keys.blind_index("name", f"member {number}"),
             key.seal("phone", b"+8613800138000"),
             keys.blind_index("phone", f"{number}"),
             date(2026, 1, 1),

@@ -4,12 +4,14 @@ from pathlib import Path
 
 from sqlalchemy import MetaData
 
+from kit.key_checks import key_checks_table
 from kit.outbox import outbox_table
 
 MIGRATIONS = "member:migrations"
 
 metadata = MetaData()
 outbox = outbox_table(metadata)
+key_checks = key_checks_table(metadata)
 
 
 def newest_revision() -> str:

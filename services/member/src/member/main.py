@@ -194,12 +194,14 @@ def _serve(settings: Settings) -> int:
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; then takes no new calls and finishes those under way."""
     from kit.clock import SystemClock
-    from kit.crypto import KeyFileInvalid, PersonalDataKeys
+    from kit.crypto import KeyFileInvalid, KeyUnknown, PersonalDataKeys
     from kit.db import create_engine, current_revision
+    from kit.key_checks import KeyForeign
     from kit.memory import freeze_start_up
     from kit.rpc import Server
     from kit.tokens import TokenVerifier
     from member.database import newest_revision
+    from member.members.operations import check_keys
     from member.members.rpc import MemberServicer
     from member.partitions import ensure_partitions, keep_partitions
     from member.programmes.operations import Books
@@ -223,6 +225,14 @@ async def serve(settings: Settings) -> None:
         raise CannotStart(
             f"The database is at revision {revision or 'none'}; run `python -m member migrate` to bring it to {newest_revision()}."
         )
+    try:
+        await check_keys(engine, keys, settings.personal_data_key_file)
+    except KeyForeign as foreign:
+        raise CannotStart(str(foreign)) from None
+    except KeyUnknown as unknown:
+        raise CannotStart(
+            f"{settings.personal_data_key_file} lacks the key-encryption key {unknown.kek_id} of some members: put it under `retired_keks`."
+        ) from None
     await ensure_partitions(engine, clock.now())
 
     books = Books()

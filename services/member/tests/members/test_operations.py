@@ -2,15 +2,18 @@ import asyncio
 import json
 import logging
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import msgspec
 import pytest
 
-from kit.crypto import PersonalDataKeys, SealBroken, generate
+from kit.crypto import KeyUnknown, PersonalDataKeys, SealBroken, generate
 from kit.db import raw, transaction
+from kit.key_checks import KeyForeign
 from kit.problems import Refusal
-from member.members.operations import rewrap_data_keys
+from member.members.operations import check_keys, rewrap_data_keys
 from regulars.member.v1 import member_events_pb2 as events_pb
 
 if TYPE_CHECKING:
@@ -220,7 +223,13 @@ async def test_destroying_a_members_key_erases_what_was_answered_too(desk: Desk)
     (outcome,) = await desk.run(sign_up)
     async with transaction(desk.engine) as connection:
         await raw(connection).execute(
-            "UPDATE members SET status = 'erased', data_key = NULL, kek_id = NULL WHERE member_id = $1", outcome.member_id
+            """
+            UPDATE members SET status = 'erased', data_key = NULL, kek_id = NULL, name = NULL, name_index = NULL, phone = NULL,
+                               phone_index = NULL, phone_verified = false, card = NULL, card_index = NULL, birthday = NULL,
+                               birthday_index = NULL
+            WHERE member_id = $1
+            """,
+            outcome.member_id,
         )
     (again,) = await desk.run(sign_up)
     assert problem(again.body) == (410, "member_erased")
@@ -228,6 +237,54 @@ async def test_destroying_a_members_key_erases_what_was_answered_too(desk: Desk)
         await desk.read(outcome.member_id)
     # The phone and the card are free again.
     assert (await desk.member(**PERSONAL, phone_verified=True))["id"] != outcome.member_id
+
+
+@pytest.mark.parametrize("name", ["name", "phone", "card", "birthday"])
+async def test_what_an_erased_member_was_found_by_cannot_stay(desk: Desk, name: str) -> None:
+    member = await desk.member(**{name: PERSONAL[name]})
+    with pytest.raises(asyncpg.CheckViolationError, match="members_erased_is_not_indexed"):
+        async with transaction(desk.engine) as connection:
+            await raw(connection).execute(
+                "UPDATE members SET status = 'erased', data_key = NULL, kek_id = NULL WHERE member_id = $1", member["id"]
+            )
+
+
+async def test_names_and_birthdays_are_indexed_at_sign_up_and_change(desk: Desk) -> None:
+    async def indexes() -> list[tuple[bytes | None, bytes | None]]:
+        return [tuple(row) for row in await desk.rows("SELECT name_index, birthday_index FROM members ORDER BY member_id")]
+
+    def index(name: str, birthday: str) -> tuple[bytes, bytes]:
+        return desk.keys.blind_index("name", name), desk.keys.blind_index("birthday", birthday)
+
+    member = await desk.member(name="Ａnna  Groß", birthday="1990-05-17")
+    await desk.member(name="ANNA GROSS", birthday="05-17")
+    await desk.member(phone="13800138000")
+    assert await indexes() == [index("anna gross", "05-17"), index("anna gross", "05-17"), (None, None)]
+    await desk.change(member["id"], name="李四", birthday="02-29")
+    assert (await indexes())[0] == index("李四", "02-29")
+    await desk.change(member["id"], name="", birthday="")
+    assert (await indexes())[0] == (None, None)
+
+
+async def test_only_the_keys_that_members_were_written_with_are_accepted(desk: Desk) -> None:
+    file = Path("personal_data.json")
+    await check_keys(desk.engine, desk.keys, file)
+    await desk.member(name="A")
+    await check_keys(desk.engine, desk.keys, file)
+
+    with pytest.raises(KeyForeign, match=r"^The keys in personal_data\.json are not the ones"):
+        await check_keys(desk.engine, PersonalDataKeys.parse(generate()), file)
+
+    old, fresh = json.loads(desk.key_file), json.loads(generate())
+    both = PersonalDataKeys.parse(json.dumps({**old, "kek": fresh["kek"], "retired_keks": [old["kek"]]}).encode())
+    await check_keys(desk.engine, both, file)
+    desk.keys = both
+    await desk.member(name="B")
+    for kek, lacking in ((fresh["kek"], old["kek"]), (old["kek"], fresh["kek"])):
+        one = PersonalDataKeys.parse(json.dumps({**old, "kek": kek}).encode())
+        missing = PersonalDataKeys.parse(json.dumps({**old, "kek": lacking}).encode()).kek_id
+        with pytest.raises(KeyUnknown, match=missing):
+            await check_keys(desk.engine, one, file)
 
 
 async def test_a_value_copied_to_another_member_does_not_open(desk: Desk) -> None:

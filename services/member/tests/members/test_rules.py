@@ -12,9 +12,11 @@ from member.members.rules import (
     FieldInvalid,
     GivenFields,
     MemberFile,
+    birthday_key,
     card_key,
     changed_fields,
     changed_file,
+    name_key,
     read_birthday,
     read_card,
     read_phone,
@@ -189,6 +191,15 @@ def test_a_text_can_be_stored_and_read_again_or_is_refused(typed: str) -> None:
         assert "\x00" not in text
         text.encode()
         assert read_text(text) == text
+
+
+@pytest.mark.parametrize("typed", ["Zoë Groß", "ZOË GROSS", " zoe\u0308\u3000 groß ", "Ｚｏë\tgross"])
+def test_a_name_is_found_however_it_is_spaced_and_cased(typed: str) -> None:
+    assert name_key(typed) == "zoë gross"
+
+
+def test_a_birthday_is_found_by_its_day_of_the_year() -> None:
+    assert birthday_key("1990-05-17") == birthday_key("05-17") == "05-17"
 
 
 def test_names_keep_rare_characters() -> None:

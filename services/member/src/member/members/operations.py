@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -16,9 +17,10 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.clock import Clock
-from kit.crypto import DataKey, PersonalDataKeys
-from kit.db import RawConnection, may_retry, raw, transaction
+from kit.crypto import DataKey, KeyUnknown, PersonalDataKeys
+from kit.db import RawConnection, may_retry, raw, reading, transaction
 from kit.ids import uuid7
+from kit.key_checks import check_key
 from kit.outbox import Event, append
 from kit.problems import FieldError, Refusal, render
 from member.answers.operations import Answer, OperationTaken, find_answers, reused, store_answers
@@ -27,9 +29,11 @@ from member.members.rules import (
     FieldInvalid,
     GivenFields,
     MemberFile,
+    birthday_key,
     card_key,
     changed_fields,
     changed_file,
+    name_key,
     read_card,
     read_phone,
 )
@@ -52,17 +56,17 @@ _ROW = "member_id::text, kek_id, data_key, name, phone, phone_verified, card, bi
 _GET = f"SELECT {_ROW} FROM members WHERE member_id = $1 AND status = 'live'"
 
 _INSERT = """
-INSERT INTO members (member_id, data_key, name, phone, phone_index, phone_verified, card, card_index, birthday, gender, city, country,
-                     joined_on, status, kek_id, created_at)
-SELECT *, 'live', $14::text, $15::timestamptz
-FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bool[], $7::bytea[], $8::bytea[], $9::bytea[],
-            $10::text[], $11::text[], $12::text[], $13::date[])
+INSERT INTO members (member_id, data_key, name, name_index, phone, phone_index, phone_verified, card, card_index, birthday,
+                     birthday_index, gender, city, country, joined_on, status, kek_id, created_at)
+SELECT *, 'live', $16::text, $17::timestamptz
+FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bool[], $8::bytea[], $9::bytea[],
+            $10::bytea[], $11::bytea[], $12::text[], $13::text[], $14::text[], $15::date[])
 ON CONFLICT DO NOTHING
 """
 
 _UPDATE = """
-UPDATE members SET name = $2, phone = $3, phone_index = $4, phone_verified = $5, card = $6, card_index = $7, birthday = $8, gender = $9,
-                   city = $10, country = $11, joined_on = $12
+UPDATE members SET name = $2, name_index = $3, phone = $4, phone_index = $5, phone_verified = $6, card = $7, card_index = $8,
+                   birthday = $9, birthday_index = $10, gender = $11, city = $12, country = $13, joined_on = $14
 WHERE member_id = $1
 """
 
@@ -82,6 +86,16 @@ ORDER BY NOT phone_verified, member_id LIMIT $4
 """
 
 _BY_CARD = f"SELECT {_ROW} FROM members WHERE card_index = $1 AND status = 'live'"
+
+# From one key to the next through their index: a few steps, however many members there are.
+_UNKNOWN_KEK = """
+WITH RECURSIVE used AS (
+    SELECT min(kek_id) AS kek_id FROM members
+    UNION ALL
+    SELECT (SELECT min(m.kek_id) FROM members AS m WHERE m.kek_id > used.kek_id) FROM used WHERE used.kek_id IS NOT NULL
+)
+SELECT kek_id FROM used WHERE kek_id <> ALL($1::text[]) LIMIT 1
+"""
 
 _KEYS = "SELECT member_id::text, kek_id, data_key FROM members WHERE member_id = ANY($1::uuid[]) AND status = 'live'"
 
@@ -335,6 +349,15 @@ def _unsealed(answer: Answer, data_keys: dict[str, DataKey]) -> Answer:
     return replace(answer, body=key.open(_answer_field(answer.operation_id), answer.body), sealed=False)
 
 
+async def check_keys(engine: AsyncEngine, keys: PersonalDataKeys, file: Path) -> None:
+    """Raises KeyForeign or KeyUnknown unless `keys`, of a key file, are those that the members were written with."""
+    await check_key(engine, "index_key", keys.index_key_proof(), file)
+    async with reading(engine) as connection:
+        unknown = await raw(connection).fetchval(_UNKNOWN_KEK, keys.kek_ids)
+    if unknown is not None:
+        raise KeyUnknown(unknown)
+
+
 async def rewrap_data_keys(engine: AsyncEngine, keys: PersonalDataKeys, *, batch: int = 1000) -> int:
     """Wraps the data keys that are under a retired key-encryption key under the present one; returns how many.
 
@@ -405,15 +428,15 @@ async def _insert(
         return
     values = [(member_id, wrapped, *_columns(keys, key, file)) for member_id, wrapped, key, file in rows]
     # In one order, so that two groups with the same phones wait for each other one way round.
-    values.sort(key=lambda value: (value[4] or b"", value[7] or b""))
+    values.sort(key=lambda value: (value[5] or b"", value[8] or b""))
     done = await connection.execute(_INSERT, *map(list, zip(*values, strict=True)), keys.kek_id, now)
     if done != f"INSERT 0 {len(rows)}":
         raise _Overtaken
 
 
-_Columns = tuple[
-    bytes | None, bytes | None, bytes | None, bool, bytes | None, bytes | None, bytes | None, str | None, str | None, str | None, date
-]
+_Bytes = bytes | None
+_Text = str | None
+_Columns = tuple[_Bytes, _Bytes, _Bytes, _Bytes, bool, _Bytes, _Bytes, _Bytes, _Bytes, _Text, _Text, _Text, date]
 
 
 def _columns(keys: PersonalDataKeys, key: DataKey, file: MemberFile) -> _Columns:
@@ -424,12 +447,14 @@ def _columns(keys: PersonalDataKeys, key: DataKey, file: MemberFile) -> _Columns
 
     return (
         seal("name", file.name),
+        keys.blind_index("name", name_key(file.name)) if file.name else None,
         seal("phone", file.phone),
         keys.blind_index("phone", file.phone) if file.phone else None,
         file.phone_verified,
         seal("card", file.card),
         keys.blind_index("card", card_key(file.card)) if file.card else None,
         seal("birthday", file.birthday),
+        keys.blind_index("birthday", birthday_key(file.birthday)) if file.birthday else None,
         file.gender,
         file.city,
         file.country,

@@ -153,6 +153,18 @@ def card_key(card: str) -> str:
     return card.replace(" ", "").replace("-", "").upper()
 
 
+def name_key(name: str) -> str:
+    """What a name is found by: case, width and spacing make no difference."""
+    # Folding the case may leave a form that is not composed.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(folded.split())
+
+
+def birthday_key(birthday: str) -> str:
+    """What a birthday is found by: its month and day, MM-DD."""
+    return birthday[-len("MM-DD") :]
+
+
 def read_birthday(typed: str, latest: date) -> str:
     """A birthday: YYYY-MM-DD up to `latest`, or MM-DD; 29 February where there is one. Raises FieldInvalid."""
     text = unicodedata.normalize("NFKC", typed).strip()

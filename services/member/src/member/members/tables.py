@@ -14,12 +14,15 @@ members = Table(
     Column("kek_id", Text),
     Column("data_key", LargeBinary),
     Column("name", LargeBinary),
+    Column("name_index", LargeBinary),
     Column("phone", LargeBinary),
     Column("phone_index", LargeBinary),
     Column("phone_verified", Boolean, nullable=False),
     Column("card", LargeBinary),
     Column("card_index", LargeBinary),
     Column("birthday", LargeBinary),
+    # Of the month and day.
+    Column("birthday_index", LargeBinary),
     Column("gender", Text),
     Column("city", Text),
     Column("country", Text),
@@ -33,4 +36,7 @@ members = Table(
     ),
     Index("members_one_per_card", "card_index", unique=True, postgresql_where=text("status = 'live'")),
     Index("members_by_phone", "phone_index", "member_id", postgresql_where=text("status = 'live' AND phone_index IS NOT NULL")),
+    Index("members_by_name", "name_index", "member_id", postgresql_where=text("status = 'live' AND name_index IS NOT NULL")),
+    Index("members_by_birthday", "birthday_index", "member_id", postgresql_where=text("status = 'live' AND birthday_index IS NOT NULL")),
+    Index("members_by_kek", "kek_id", postgresql_where=text("kek_id IS NOT NULL")),
 )
