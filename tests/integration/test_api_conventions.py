@@ -14,7 +14,7 @@ from tests.integration.shop import LINES, Till, cash, lines_of, now
 from tests.integration.system import System, wait_until
 
 NOWHERE = "00000000-0000-7000-8000-000000000000"
-STORE = {"name": "Shibuya", "zone": "Asia/Tokyo", "currency": "JPY", "programme_id": "demo"}
+STORE = {"name": "Shibuya", "zone": "Asia/Tokyo", "currency": "CNY", "programme_id": "demo"}
 
 
 def problem(answer: httpx.Response) -> Json:
