@@ -244,8 +244,3 @@ def upgrade() -> None:
     """)
     for statement in _NEW_ROWS.strip().removesuffix(";").split(";"):
         op.execute(statement)
-
-
-def downgrade() -> None:
-    """Not offered: a release is undone by a newer one, never by losing data."""
-    raise NotImplementedError
