@@ -24,9 +24,10 @@ def logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, database: str, tmp_path: Path) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, make_database: Callable[..., str], database: str, tmp_path: Path) -> None:
     create_missing_keys(tmp_path)
-    monkeypatch.setenv("GATEWAY_DATABASE_URL", database)
+    # A database of its own: it belongs to these keys from now on.
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", make_database(database))
     monkeypatch.setenv("INTERNAL_TOKEN_PRIVATE_KEY_FILE", str(tmp_path / "internal_token_private.pem"))
     monkeypatch.setenv("FINGERPRINT_KEY_FILE", str(tmp_path / "fingerprint.key"))
 
@@ -44,6 +45,22 @@ def test_a_chain_is_set_up_from_the_command_line(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out) == {"revoked": True}
     assert main(["issue-key", "--name", "desk", "--role", "till", "--store", "S999"]) == 1
     assert capsys.readouterr().err.endswith("There is no store with the code S999.\n")
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_folder_with_other_keys_revokes_no_api_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["migrate"]) == 0
+    assert main(["seed-demo", "--new-keys"]) == 0
+    capsys.readouterr()
+    other = tmp_path / "other.key"
+    other.write_text("ab" * 32)
+    monkeypatch.setenv("FINGERPRINT_KEY_FILE", str(other))
+    assert main(["seed-demo", "--new-keys"]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert "are not the ones this database was written with" in captured.err
 
 
 def test_missing_settings_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
 
 from gateway.database import MIGRATIONS
-from gateway.settings import DatabaseSettings, Settings
+from gateway.settings import DatabaseSettings, SeedSettings, Settings
 from kit.clock import SystemClock
 from kit.db import DatabaseIsNewer, create_engine, migrate, wait_until_ready
 from kit.memory import freeze_start_up
@@ -25,9 +26,12 @@ from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from gateway.services import Services
 
 DATABASE_WAIT_SECONDS = 30
+KEYS_UNREADABLE = "A key file cannot be read; `python -m kit.keys DIR` makes those that are missing."
 
 
 class CannotStart(Exception):
@@ -92,6 +96,8 @@ async def _administer(settings: DatabaseSettings, chosen: argparse.Namespace) ->
     try:
         match chosen.command:
             case "seed-demo":
+                # Before anything: a folder with other keys must not revoke the API keys of the one that the database belongs to.
+                await _own_fingerprint_key(engine, load(SeedSettings).fingerprint_key_file)
                 made: object = await seed_demo(engine, clock, new_keys=chosen.new_keys)
             case "issue-key":
                 made = await issue_key(engine, clock, chosen.name, chosen.role, chosen.store)
@@ -104,6 +110,22 @@ async def _administer(settings: DatabaseSettings, chosen: argparse.Namespace) ->
         await engine.dispose()
     print(json.dumps(made))
     return 0
+
+
+async def _own_fingerprint_key(engine: "AsyncEngine", file: Path) -> bytes:
+    """The key of fingerprints, when it is the one that this database was written with."""
+    from kit.crypto import proof_of
+    from kit.key_checks import KeyForeign, check_key
+
+    try:
+        key = bytes.fromhex(await asyncio.to_thread(file.read_text))
+    except (OSError, ValueError) as error:
+        raise CannotStart(KEYS_UNREADABLE) from error
+    try:
+        await check_key(engine, "fingerprint", proof_of(key), file)
+    except KeyForeign as foreign:
+        raise CannotStart(str(foreign)) from None
+    return key
 
 
 async def serve(settings: Settings) -> None:
@@ -123,17 +145,14 @@ async def open_services(settings: Settings) -> AsyncIterator["Services"]:
     from gateway.directory import DATABASE_FAULTS, Directory
     from gateway.member import MemberService
     from gateway.services import Services
-    from kit.crypto import proof_of
-    from kit.key_checks import KeyForeign, check_key
     from kit.rpc import create_channel
     from kit.tokens import TokenMinter
 
     clock = SystemClock()
     try:
         minter = TokenMinter(settings.internal_token_private_key_file.read_bytes(), clock)
-        fingerprint_key = bytes.fromhex(settings.fingerprint_key_file.read_text())
     except (OSError, ValueError, TypeError) as error:
-        raise CannotStart("A key file cannot be read; `python -m kit.keys DIR` makes those that are missing.") from error
+        raise CannotStart(KEYS_UNREADABLE) from error
     engine = create_engine(settings.database_url, settings.pool_size, application_name="gateway")
     try:
         try:
@@ -143,9 +162,7 @@ async def open_services(settings: Settings) -> AsyncIterator["Services"]:
         directory = Directory(engine)
         try:
             await directory.catch_up()
-            await check_key(engine, "fingerprint", proof_of(fingerprint_key), settings.fingerprint_key_file)
-        except KeyForeign as foreign:
-            raise CannotStart(str(foreign)) from None
+            fingerprint_key = await _own_fingerprint_key(engine, settings.fingerprint_key_file)
         except (Refusal, *DATABASE_FAULTS) as error:
             raise CannotStart("The gateway's tables cannot be read: run `python -m gateway migrate`.") from error
         async with create_channel(settings.member_address) as channel:

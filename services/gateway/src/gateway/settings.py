@@ -15,6 +15,13 @@ class DatabaseSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedSettings(DatabaseSettings):
+    """What `seed-demo` reads: it changes API keys only of an installation whose keys these are."""
+
+    fingerprint_key_file: Path = env("FINGERPRINT_KEY_FILE")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings(DatabaseSettings):
     """What `serve` reads."""
 

@@ -86,8 +86,3 @@ def upgrade() -> None:
             CREATE TRIGGER {table}_changed AFTER INSERT OR UPDATE OR DELETE ON {table}
             FOR EACH STATEMENT EXECUTE FUNCTION directory_changed()
         """)
-
-
-def downgrade() -> None:
-    """Not offered: a release is undone by a newer one, never by losing data."""
-    raise NotImplementedError

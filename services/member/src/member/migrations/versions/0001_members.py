@@ -61,8 +61,3 @@ def upgrade() -> None:
             CONSTRAINT programme_versions_version UNIQUE (programme_id, version)
         )
     """)
-
-
-def downgrade() -> None:
-    """Not offered: a release is undone by a newer one, never by losing data."""
-    raise NotImplementedError
