@@ -13,7 +13,7 @@ from tests.integration.api import Api
 from tests.integration.shop import Till, now
 from tests.integration.system import System
 
-SECONDS = int(os.environ.get("FUZZ_SECONDS", "75"))
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
 SEED = int(os.environ.get("FUZZ_SEED", "20261121"))
 CHECKS = (
     "not_a_server_error",
