@@ -1,7 +1,7 @@
 """Months of the ledger and history tables.
 
 Their ids are UUIDv7, so a month of recording is a range of ids. Months are made ahead; what a wrong clock dates outside them falls
-into the default partition and is found all the same.
+into the default partition, is found all the same, and moves into its month when that is made.
 """
 
 import asyncio
@@ -15,7 +15,14 @@ from kit.clock import Clock
 from kit.db import transaction
 from kit.ids import smallest_uuid7
 
-PARTITIONED = ("points_entries", "sales", "sale_lines", "reversals", "unlinked_returns")
+# Each table and the id that its months are ranges of.
+PARTITIONED = {
+    "points_entries": "entry_id",
+    "sales": "sale_id",
+    "sale_lines": "sale_id",
+    "reversals": "reversal_id",
+    "unlinked_returns": "return_id",
+}
 MONTHS_AHEAD = 3
 _DAY_SECONDS = 24 * 3600
 
@@ -36,12 +43,21 @@ async def ensure_partitions(engine: AsyncEngine, now: datetime) -> None:
         for ahead in range(MONTHS_AHEAD + 1):
             start, end = _month_start(now, ahead), _month_start(now, ahead + 1)
             bounds = [smallest_uuid7(int(at.timestamp()) * 1000) for at in (start, end)]
-            for table in PARTITIONED:
+            for table, key in PARTITIONED.items():
                 name = f"{table}_{start:%Y_%m}"
-                if not (await connection.execute(text("SELECT to_regclass(:name)"), {"name": name})).scalar():
-                    await connection.execute(
-                        text(f"CREATE TABLE {name} PARTITION OF {table} FOR VALUES FROM ('{bounds[0]}') TO ('{bounds[1]}')")
-                    )
+                if (await connection.execute(text("SELECT to_regclass(:name)"), {"name": name})).scalar():
+                    continue
+                # Attached, not made in place: sales go on meanwhile, and the default partition may hold rows of the month.
+                await connection.execute(text(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)"))
+                await connection.execute(
+                    text(f"""
+                        WITH moved AS (DELETE FROM {table}_default WHERE {key} >= '{bounds[0]}' AND {key} < '{bounds[1]}' RETURNING *)
+                        INSERT INTO {name} SELECT * FROM moved
+                    """)
+                )
+                await connection.execute(
+                    text(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{bounds[0]}') TO ('{bounds[1]}')")
+                )
 
 
 async def keep_partitions(engine: AsyncEngine, clock: Clock) -> None:
