@@ -439,7 +439,8 @@ def world(make_database: Callable[..., str], migrated_database: str) -> Iterator
         runner.run(engine.dispose())
 
 
+@pytest.mark.timeout(600)
 def test_random_histories_end_as_the_model_and_reconcile(world: World) -> None:
     """No lot below zero, every credit pays debt first, replays byte for byte, previews exact: whatever comes in whatever order."""
     Wallets.world = world
-    run_state_machine_as_test(Wallets, settings=settings(max_examples=80, stateful_step_count=20))
+    run_state_machine_as_test(Wallets, settings=settings(max_examples=100, stateful_step_count=20))
