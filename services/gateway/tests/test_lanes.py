@@ -7,6 +7,7 @@ import grpc
 import msgspec
 import pytest
 
+import gateway.lanes
 from gateway.lanes import GROUP_BYTES, ImportLanes, Lanes
 from kit.problems import Refusal
 from regulars.member.v1 import wallet_service_pb2 as pb
@@ -77,6 +78,56 @@ async def test_what_arrives_while_a_group_is_under_way_is_the_next_group_in_orde
     writer.gate.set()
     assert await answers(first + later) == ["a", "b", "c", "d"]
     assert writer.groups == [["a"], ["b", "c", "d"]]
+
+
+def keys_of_two_lanes() -> tuple[str, str]:
+    """Two keys that take different lanes of two, whatever this process hashes them to."""
+    return next(("a", other) for other in "bcdefghijklmnopqrstuvwxyz" if hash(other) % 2 != hash("a") % 2)
+
+
+async def test_a_few_writes_wait_for_the_other_lanes_group_and_enough_of_them_leave_at_once(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway.lanes, "SLOW_SECONDS", 3600)
+    one, other = keys_of_two_lanes()
+    both = lanes(writer, count=2)
+    outcomes = submit(both, "first", key=one)
+    await writer.arrived.wait()
+    few = [f"few-{number}" for number in range(gateway.lanes.ENOUGH_BESIDE - 1)]
+    outcomes += submit(both, *few, key=other)
+    writer.arrived.clear()
+    assert writer.groups == [["first"]]
+    outcomes += submit(both, "enough", key=other)
+    await writer.arrived.wait()
+    assert writer.groups == [["first"], [*few, "enough"]]
+    assert writer.most_at_once == 2
+    writer.gate.set()
+    await answers(outcomes)
+
+
+async def test_what_waits_for_the_other_lane_leaves_when_that_is_done_and_before_what_came_after(writer: Writer) -> None:
+    one, other = keys_of_two_lanes()
+    both = lanes(writer, count=2)
+    outcomes = submit(both, "first", key=one)
+    await writer.arrived.wait()
+    outcomes += submit(both, "later", key=one) + submit(both, "waiting", key=other)
+    writer.gate.set()
+    await answers(outcomes)
+    assert writer.groups == [["first"], ["waiting"], ["later"]]
+    await both.drained()
+
+
+async def test_nobody_waits_for_a_group_that_hangs(writer: Writer) -> None:
+    one, other = keys_of_two_lanes()
+    both = lanes(writer, count=2)
+    outcomes = submit(both, "hangs", key=one)
+    await writer.arrived.wait()
+    writer.arrived.clear()
+    outcomes += submit(both, "waiting", key=other)
+    await writer.arrived.wait()
+    assert writer.groups == [["hangs"], ["waiting"]]
+    writer.gate.set()
+    await answers(outcomes)
 
 
 async def test_a_group_is_bounded_in_commands_and_in_bytes(writer: Writer) -> None:

@@ -23,6 +23,9 @@ from regulars.member.v1 import wallet_service_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+# Writes that make it worth to have a second group under way, and how long a group may take before others no longer wait for it.
+ENOUGH_BESIDE = 24
+SLOW_SECONDS = 0.05
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 0.5
 # How often writes whose deadline has passed are looked for while a call hangs.
@@ -62,22 +65,49 @@ def not_decided() -> pb.Outcome:
 
 
 class Lane:
-    """One group under way, and a bounded queue behind it."""
+    """One group under way, and a bounded queue behind it.
 
-    def __init__(self, execute: Execute, *, group_size: int, capacity: int) -> None:
+    While another lane's group is under way, a few writes wait for it to end: the CPU a sale costs falls by a third from groups of 16 to
+    groups of 32. Enough of them leave at once, and so do any when nothing is under way or what is takes long.
+    """
+
+    def __init__(self, execute: Execute, beside: "list[Lane]", *, group_size: int, capacity: int) -> None:
         self._execute = execute
+        self._beside = beside
+        # When its group left (loop time); None: none is under way.
+        self.busy_since: float | None = None
         self._group_size = group_size
         self._capacity = capacity
         self._queue: deque[Waiting] = deque()
         self._under_way: asyncio.Task[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is under way or waiting."""
+        return self._under_way is not None or bool(self._queue)
 
     def submit(self, waiting: Waiting) -> None:
         """Queues a write. Raises Refusal (503, too_busy) when the lane is full."""
         if len(self._queue) >= self._capacity:
             raise too_busy()
         self._queue.append(waiting)
-        if self._under_way is None:
-            self._under_way = asyncio.get_running_loop().create_task(self._run())
+        self.start()
+        if len(self._queue) == 1:
+            # Nobody waits longer than this for a group that hangs.
+            asyncio.get_running_loop().call_later(SLOW_SECONDS, self.start)
+
+    def start(self) -> None:
+        """Sends a group if there is one and it may leave now."""
+        if self._under_way is None and self._queue and self._may_leave():
+            loop = asyncio.get_running_loop()
+            self.busy_since = loop.time()
+            self._under_way = loop.create_task(self._run())
+
+    def _may_leave(self) -> bool:
+        if len(self._queue) >= ENOUGH_BESIDE:
+            return True
+        since = [lane.busy_since for lane in self._beside if lane.busy_since is not None]
+        return not since or asyncio.get_running_loop().time() - min(since) >= SLOW_SECONDS
 
     async def drained(self) -> None:
         """Returns when nothing is under way or waiting."""
@@ -86,10 +116,14 @@ class Lane:
 
     async def _run(self) -> None:
         try:
-            while self._queue:
-                await send_group(self._execute, self._take_group(), self._queue)
+            await send_group(self._execute, self._take_group(), self._queue)
         finally:
-            self._under_way = None
+            self._under_way = self.busy_since = None
+            # The others first, so that none waits behind a busy one.
+            for lane in self._beside:
+                if lane is not self:
+                    lane.start()
+            self.start()
 
     def _take_group(self) -> list[Waiting]:
         queue = self._queue
@@ -105,7 +139,8 @@ class Lanes:
     """A few lanes, so that several groups are in flight and every replica of the member service has work."""
 
     def __init__(self, execute: Execute, *, count: int, group_size: int, capacity: int, deadline_seconds: float) -> None:
-        self._lanes = [Lane(execute, group_size=group_size, capacity=capacity) for _ in range(count)]
+        self._lanes: list[Lane] = []
+        self._lanes += [Lane(execute, self._lanes, group_size=group_size, capacity=capacity) for _ in range(count)]
         self._deadline_seconds = deadline_seconds
 
     def submit(self, key: str, command: pb.Command, size: int) -> "asyncio.Future[pb.Outcome]":
@@ -120,8 +155,9 @@ class Lanes:
 
     async def drained(self) -> None:
         """Returns when every lane is empty."""
-        for lane in self._lanes:
-            await lane.drained()
+        while any(lane.is_busy for lane in self._lanes):
+            for lane in self._lanes:
+                await lane.drained()
 
 
 class ImportLanes:
