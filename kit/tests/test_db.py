@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from textwrap import dedent
@@ -15,6 +17,7 @@ from kit.db import (
     Migrated,
     create_engine,
     current_revision,
+    forgive_lost_connections,
     may_retry,
     migrate,
     raw,
@@ -239,3 +242,18 @@ async def test_a_migration_does_not_queue_behind_a_lock(url: str, tmp_path: Path
     await engine.dispose()
     assert may_retry(caught.value)
     assert await migrate(url, later) == Migrated("0001", "0002")
+
+
+@pytest.mark.parametrize(
+    "error, level",
+    [(asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"), "WARNING"), (ValueError("a fault of ours"), "ERROR")],
+)
+async def test_only_a_lost_connection_may_end_a_wait_that_nobody_waits_for(
+    error: Exception, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(forgive_lost_connections)
+    caplog.set_level(logging.WARNING)
+    loop.create_future().set_exception(error)
+    gc.collect()
+    assert [record.levelname for record in caplog.records] == [level]

@@ -11,6 +11,7 @@ Only this module commits.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     RawConnection = asyncpg.Connection[Any]
 else:
     RawConnection = asyncpg.Connection
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 POOL_WAIT_SECONDS = 10.0
@@ -167,6 +170,18 @@ def may_retry(error: BaseException) -> bool:
         return code in TRANSIENT_CODES or (code[:2] in TRANSIENT_CLASSES and code != STATEMENT_CANCELLED)
     invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
     return invalidated or isinstance(cause, OSError | TimeoutError | PoolTimeout)
+
+
+def forgive_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler: as asyncio's own, but a connection that ended while nobody waited for it is no error.
+
+    When a call is given up in the very moment in which the server goes, the driver leaves its wait behind with the connection's end as
+    its exception. Whoever acted on the connection has been told; only what nobody retrieved is seen here.
+    """
+    if isinstance(context.get("exception"), asyncpg.PostgresConnectionError) and "task" not in context:
+        log.warning("a connection to the database ended while nobody waited for it")
+    else:
+        loop.default_exception_handler(context)
 
 
 async def wait_until_ready(engine: AsyncEngine, seconds: float) -> None:

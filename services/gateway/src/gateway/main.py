@@ -19,7 +19,7 @@ import uvloop
 from gateway.database import MIGRATIONS
 from gateway.settings import DatabaseSettings, SeedSettings, Settings
 from kit.clock import SystemClock
-from kit.db import DatabaseIsNewer, create_engine, migrate, wait_until_ready
+from kit.db import DatabaseIsNewer, create_engine, forgive_lost_connections, migrate, wait_until_ready
 from kit.memory import freeze_start_up
 from kit.problems import Refusal
 from kit.settings import SettingsInvalid, load
@@ -133,6 +133,7 @@ async def serve(settings: Settings) -> None:
     from gateway.app import create_app
     from gateway.server import serve_http
 
+    asyncio.get_running_loop().set_exception_handler(forgive_lost_connections)
     async with open_services(settings) as services:
         app = create_app(services)
         freeze_start_up()

@@ -195,7 +195,7 @@ async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; then takes no new calls and finishes those under way."""
     from kit.clock import SystemClock
     from kit.crypto import KeyFileInvalid, KeyUnknown, PersonalDataKeys
-    from kit.db import create_engine, current_revision
+    from kit.db import create_engine, current_revision, forgive_lost_connections
     from kit.key_checks import KeyForeign
     from kit.memory import freeze_start_up
     from kit.rpc import Server
@@ -252,6 +252,7 @@ async def serve(settings: Settings) -> None:
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(forgive_lost_connections)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     months = asyncio.create_task(keep_partitions(engine, clock))
