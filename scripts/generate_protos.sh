@@ -1,5 +1,5 @@
 #!/bin/sh
-# Regenerates protos/gen from protos/regulars. Run it after every change of a .proto and commit the result.
+# Regenerates protos/gen from protos/regulars. Run it after every change of a .proto or of topics.yaml and commit the result.
 # Usage: scripts/generate_protos.sh [DIR]; another DIR than protos/gen is for `make check`, which compares.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,3 +16,5 @@ cd protos
   $(find regulars -name '*.proto' | LC_ALL=C sort)
 find "$out" -name '*_events_pb2_grpc.py*' -delete
 touch "$out/regulars/py.typed"
+# Installed beside the stubs, so that a service finds the topics wherever it is installed.
+cp topics.yaml "$out/regulars/topics.yaml"
