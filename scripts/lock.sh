@@ -5,8 +5,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 uv="${UV:-.venv/bin/uv}"
-packages="protos kit services/member services/gateway cli"
-names="regulars-protos regulars-kit regulars-member regulars-gateway regulars"
+packages="protos kit services/member services/gateway services/reporting cli"
+names="regulars-protos regulars-kit regulars-member regulars-gateway regulars-reporting regulars"
 
 # Our own packages are inputs, found beside one another, and never looked for in a registry.
 inputs=$(mktemp)

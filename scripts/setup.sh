@@ -18,7 +18,7 @@ fi
 
 # What the environment depends on. Its own place is a part: programs in it hold it, so a moved checkout is set up anew.
 inputs="requirements.lock scripts/uv.lock.txt scripts/setup.sh protos/pyproject.toml kit/pyproject.toml"
-inputs="$inputs services/member/pyproject.toml services/gateway/pyproject.toml cli/pyproject.toml"
+inputs="$inputs services/member/pyproject.toml services/gateway/pyproject.toml services/reporting/pyproject.toml cli/pyproject.toml"
 stamp=.venv/.setup
 # shellcheck disable=SC2086 # one word for each file
 wanted=$( { pwd -P && "$python" -c 'import sys; print(sys.version, sys.base_prefix)' && cat $inputs; } | cksum)
@@ -66,7 +66,7 @@ fi
 say "getting the locked packages"
 export UV_PYTHON=.venv/bin/python
 .venv/bin/uv pip sync --quiet --require-hashes requirements.lock
-.venv/bin/uv pip install --quiet --no-deps --no-build-isolation -e ./protos -e ./kit -e services/member -e services/gateway -e ./cli
+.venv/bin/uv pip install --quiet --no-deps --no-build-isolation -e ./protos -e ./kit -e services/member -e services/gateway -e services/reporting -e ./cli
 if ! why=$(.venv/bin/uv pip check 2>&1); then
   say "requirements.lock does not fit the packages; run \`make lock\`. $(echo "$why" | tail -n 1)"
   exit 1

@@ -1,0 +1,147 @@
+"""The reporting service's composition root: everything it is made of is put together here.
+
+    python -m reporting serve     serve gRPC; the database must have been migrated
+    python -m reporting consume   take facts from the bus; likewise
+    python -m reporting migrate   bring the database to this release
+    python -m reporting all       all of them in one process; with --no-migrate, the first two
+
+The embedded engine is one process's: there, it is `all`.
+
+Exit codes: 0 done or stopped; 1 could not be done; 2 wrong settings or arguments; 3 the database is of a newer release.
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+
+import uvloop
+
+from kit.settings import SettingsInvalid, load
+from kit.telemetry import configure_logging
+from reporting.clickhouse import (
+    ClickHouse,
+    ClickHouseUnavailable,
+    DatabaseIsNewer,
+    DataFolderInUse,
+    migrate,
+    migrations_done,
+    newest_migration,
+    open_clickhouse,
+)
+from reporting.settings import Settings, StorageSettings
+
+log = logging.getLogger(__name__)
+
+DATABASE_WAIT_SECONDS = 30
+DRAIN_SECONDS = 20
+
+
+class CannotStart(Exception):
+    """Why the service does not start, as one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a subcommand does, in this order; the last two at once until it is told to stop."""
+
+    migrate: bool = False
+    serve: bool = False
+    consume: bool = False
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a subcommand and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="reporting", description="The reporting service.")
+    subcommands = parser.add_subparsers(dest="subcommand", required=True)
+    for name in ("serve", "consume", "migrate"):
+        subcommands.add_parser(name)
+    subcommands.add_parser("all").add_argument("--no-migrate", action="store_true")
+    options = parser.parse_args(arguments)
+    match options.subcommand:
+        case "all":
+            parts = Parts(migrate=not options.no_migrate, serve=True, consume=True)
+        case name:
+            parts = Parts(**{name: True})
+    try:
+        storage = load(StorageSettings)
+        configure_logging("reporting", storage.log_level)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(parts, storage))
+    except SettingsInvalid as invalid:
+        print(invalid, file=sys.stderr)
+        return 2
+    except DatabaseIsNewer as newer:
+        print(newer, file=sys.stderr)
+        return 3
+    except (CannotStart, DataFolderInUse) as reason:
+        print(reason, file=sys.stderr)
+        return 1
+    return 0
+
+
+async def run(parts: Parts, storage: StorageSettings) -> None:
+    """Does the parts; serves and consumes until SIGTERM or SIGINT, then finishes what is under way."""
+    async with open_clickhouse(storage) as clickhouse:
+        await _answers(clickhouse)
+        if parts.migrate:
+            log.info("migrated", extra={"migrations": await migrate(clickhouse)})
+        if not parts.serve and not parts.consume:
+            return
+        done = await migrations_done(clickhouse)
+        if newest_migration() not in done:
+            raise CannotStart(
+                f"The database is at {done[-1] if done else 'no migration'}: run `python -m reporting migrate` to bring it to "
+                f"{newest_migration()}."
+            )
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        async with asyncio.TaskGroup() as tasks:
+            if parts.consume:
+                tasks.create_task(_consume(clickhouse, stopping))
+            if parts.serve:
+                tasks.create_task(_serve(clickhouse, stopping))
+
+
+async def _serve(clickhouse: ClickHouse, stopping: asyncio.Event) -> None:
+    from kit.clock import SystemClock
+    from kit.memory import freeze_start_up
+    from kit.rpc import Server
+    from kit.tokens import TokenVerifier
+
+    settings = load(Settings)
+    try:
+        verifier = TokenVerifier(settings.token_public_key_file.read_bytes(), SystemClock())
+    except (OSError, ValueError, TypeError) as error:
+        raise CannotStart(f"A key file is not usable: {error}") from error
+    server = Server(verifier, [])
+    freeze_start_up()
+    try:
+        await server.start(settings.listen)
+    except RuntimeError as error:
+        raise CannotStart(f"{settings.listen} cannot be listened on: is another process there?") from error
+    log.info("serving", extra={"listen": settings.listen, "migration": newest_migration()})
+    await stopping.wait()
+    log.info("stopping")
+    await server.stop(DRAIN_SECONDS)
+
+
+async def _consume(clickhouse: ClickHouse, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+
+
+async def _answers(clickhouse: ClickHouse) -> None:
+    """Returns when ClickHouse answers; raises CannotStart when it has not for a while."""
+    deadline = asyncio.get_running_loop().time() + DATABASE_WAIT_SECONDS
+    while True:
+        try:
+            await clickhouse.query("SELECT 1")
+        except ClickHouseUnavailable as error:
+            if asyncio.get_running_loop().time() > deadline:
+                raise CannotStart(f"ClickHouse does not answer ({error}): check CLICKHOUSE_URL and the server.") from error
+            await asyncio.sleep(0.5)
+        else:
+            return
