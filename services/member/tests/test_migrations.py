@@ -125,7 +125,10 @@ async def everything(engine: AsyncEngine) -> list[Any]:
         return [
             [tuple(row) for row in await raw(connection).fetch(f"SELECT {columns} FROM {table} ORDER BY 1")]
             for table, columns in (
-                ("members", ", ".join(members_tables.members.columns.keys())),
+                (
+                    "members",
+                    ", ".join(c.name for c in members_tables.members.columns if c.name not in ("programme_id", "changed_at")),
+                ),
                 ("programme_versions", ", ".join(programmes_tables.programme_versions.columns.keys())),
             )
         ]

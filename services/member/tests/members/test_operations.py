@@ -14,6 +14,7 @@ from kit.db import raw, transaction
 from kit.key_checks import KeyForeign
 from kit.problems import Refusal
 from member.members.operations import check_keys, rewrap_data_keys
+from member.points.rules import unix_us
 from regulars.member.v1 import member_events_pb2 as events_pb
 
 if TYPE_CHECKING:
@@ -65,8 +66,13 @@ async def test_a_sign_up_opens_a_wallet_and_says_so(desk: Desk) -> None:
     ]
     (event,) = await desk.rows("SELECT topic, key::text, type, payload FROM outbox")
     assert event[:3] == ("member.member.v1", member["id"], "regulars.member.v1.MemberSignedUp")
-    message = events_pb.MemberSignedUp.FromString(event["payload"])
-    assert (message.member_id, message.programme_id, message.joined_on) == (member["id"], "demo", "2026-11-21")
+    assert events_pb.MemberSignedUp.FromString(event["payload"]) == events_pb.MemberSignedUp(
+        member_id=member["id"],
+        programme_id="demo",
+        joined_on="2026-11-21",
+        birth_year_from=1990,
+        version=unix_us(desk.clock.now()),
+    )
 
 
 async def test_a_refused_sign_up_refuses_only_itself(desk: Desk) -> None:
@@ -165,7 +171,21 @@ async def test_a_change_changes_what_is_given_and_leaves_the_rest(desk: Desk) ->
     assert (again.body, again.replayed) == (outcome.body, True)
     event = (await desk.rows("SELECT type, payload FROM outbox ORDER BY position"))[-1]
     assert event["type"] == "regulars.member.v1.MemberChanged"
-    assert set(events_pb.MemberChanged.FromString(event["payload"]).changed_fields) == {"phone", "phone_verified", "city", "card"}
+    message = events_pb.MemberChanged.FromString(event["payload"])
+    assert set(message.changed_fields) == {"phone", "phone_verified", "city", "card"}
+    assert (message.programme_id, message.joined_on, message.birth_year_from, message.city) == ("demo", "2026-11-21", 1990, "杭州")
+
+
+async def test_of_two_changes_the_later_has_the_larger_version_whatever_the_clock_says(desk: Desk) -> None:
+    member = await desk.member()
+    await desk.change(member["id"], city="杭州")
+    desk.clock.advance(timedelta(hours=-1))
+    await desk.change(member["id"], city="上海")
+    rows = await desk.rows("SELECT payload FROM outbox ORDER BY position")
+    signed_up = events_pb.MemberSignedUp.FromString(rows[0]["payload"])
+    first, second = (events_pb.MemberChanged.FromString(row["payload"]) for row in rows[1:])
+    assert signed_up.version < first.version < second.version
+    assert [signed_up.city, first.city, second.city] == ["", "杭州", "上海"]
 
 
 async def test_a_change_of_nothing_is_answered_and_is_no_event(desk: Desk) -> None:

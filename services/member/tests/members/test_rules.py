@@ -12,6 +12,7 @@ from member.members.rules import (
     FieldInvalid,
     GivenFields,
     MemberFile,
+    birth_year_from,
     birthday_key,
     card_key,
     changed_fields,
@@ -200,6 +201,13 @@ def test_a_name_is_found_however_it_is_spaced_and_cased(typed: str) -> None:
 
 def test_a_birthday_is_found_by_its_day_of_the_year() -> None:
     assert birthday_key("1990-05-17") == birthday_key("05-17") == "05-17"
+
+
+@pytest.mark.parametrize(
+    "birthday,first_year", [("1990-05-17", 1990), ("1989-12-31", 1985), ("2000-02-29", 2000), ("1904-01-01", 1900), ("05-17", 0), (None, 0)]
+)
+def test_of_a_birthday_only_the_band_of_its_year_is_told(birthday: str | None, first_year: int) -> None:
+    assert birth_year_from(birthday) == first_year
 
 
 def test_names_keep_rare_characters() -> None:

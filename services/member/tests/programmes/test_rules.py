@@ -214,6 +214,16 @@ def test_a_newer_version_that_begins_earlier_replaces_a_planned_one() -> None:
     assert ProgrammeBook(2, {"demo": (planned, urgent)}).at("demo", date(2027, 6, 1)) is urgent
 
 
+def test_a_programmes_day_is_of_the_zone_in_effect_then_whatever_follows() -> None:
+    first = programme(version=1, effective_from=date(2026, 1, 1), zone=ZoneInfo("Asia/Shanghai"))
+    moved = programme(version=2, effective_from=date(2026, 7, 1), zone=ZoneInfo("America/New_York"))
+    before, after = ProgrammeBook(1, {"demo": (first,)}), ProgrammeBook(2, {"demo": (first, moved)})
+    for text, day in [("2025-12-31T15:59:59Z", date(2025, 12, 31)), ("2026-06-30T16:00:00Z", date(2026, 7, 1))]:
+        assert before.day_of("demo", datetime.fromisoformat(text)) == day == after.day_of("demo", datetime.fromisoformat(text))
+    assert after.day_of("demo", datetime.fromisoformat("2026-07-02T03:59:59Z")) == date(2026, 7, 1)
+    assert after.day_of("none", datetime.fromisoformat("2026-07-02T23:59:59Z")) == date(2026, 7, 2)
+
+
 slugs = st.from_regex(r"[a-z0-9][a-z0-9-]{0,10}", fullmatch=True)
 names = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=10)
 days = st.dates(date(2000, 1, 1), date(2050, 1, 1))

@@ -10,6 +10,8 @@ from msgspec import structs
 
 from kit.ids import uuid7
 from member.sales.rules import Discount, Tender
+from regulars.member.v1 import points_events_pb2 as points_pb
+from regulars.member.v1 import sale_events_pb2 as sales_pb
 
 if TYPE_CHECKING:
     from .conftest import Chain
@@ -267,15 +269,20 @@ async def test_a_programme_in_another_currency_is_refused(chain: Chain) -> None:
 
 async def test_an_event_leaves_with_every_act_and_names_no_person(chain: Chain) -> None:
     member = await chain.member()
-    sale = await chain.do(chain.sale(member))
+    sale = await chain.do(chain.sale(member, channel="web", staff_code="E042"))
+    chain.clock.advance(timedelta(hours=6))
     await chain.do(chain.reversal(sale["id"]))
-    rows = await chain.rows("SELECT topic, key::text, type FROM outbox ORDER BY position")
+    rows = await chain.rows("SELECT topic, key::text, type, payload FROM outbox ORDER BY position")
     assert [(row["topic"], row["key"], row["type"].rsplit(".", 1)[1]) for row in rows] == [
         ("member.sale.v1", member, "SaleRecorded"),
         ("member.points.v1", member, "PointsMoved"),
         ("member.sale.v1", member, "SaleReversed"),
         ("member.points.v1", member, "PointsMoved"),
     ]
+    reversed_ = sales_pb.SaleReversed.FromString(rows[2]["payload"])
+    assert (reversed_.channel, reversed_.staff_code, reversed_.wallet_sequence) == ("web", "E042", 2), "the sale's, whoever took it back"
+    moved = [points_pb.PointsMoved.FromString(rows[at]["payload"]) for at in (1, 3)]
+    assert [move.day for each in moved for move in each.moves] == ["2026-11-21", "2026-11-22"], "in the zone of the programme"
 
 
 @pytest.mark.parametrize(

@@ -384,7 +384,7 @@ class Wallets(RuleBasedStateMachine):
     async def look_at(self, member_id: str, programme_id: str, *, writes: bool) -> None:
         chain = self.world.chain
         if writes:
-            await settle_wallet(chain.engine, member_id, programme_id, self.now)
+            await settle_wallet(chain.engine, chain.programmes, member_id, programme_id, self.now)
             self.history.ledgers.setdefault((member_id, programme_id), model.Ledger()).settle(self.now)
         async with transaction(chain.engine, snapshot=True) as connection:
             seen = await get_points(raw(connection), member_id, programme_id, "debt", self.now)

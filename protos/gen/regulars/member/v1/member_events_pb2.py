@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&regulars/member/v1/member_events.proto\x12\x12regulars.member.v1\"L\n\x0eMemberSignedUp\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x14\n\x0cprogramme_id\x18\x02 \x01(\t\x12\x11\n\tjoined_on\x18\x03 \x01(\t\":\n\rMemberChanged\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63hanged_fields\x18\x02 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&regulars/member/v1/member_events.proto\x12\x12regulars.member.v1\"\x84\x01\n\x0eMemberSignedUp\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x14\n\x0cprogramme_id\x18\x02 \x01(\t\x12\x11\n\tjoined_on\x18\x03 \x01(\t\x12\x17\n\x0f\x62irth_year_from\x18\x04 \x01(\x05\x12\x0c\n\x04\x63ity\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x03\"\x9b\x01\n\rMemberChanged\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63hanged_fields\x18\x02 \x03(\t\x12\x14\n\x0cprogramme_id\x18\x03 \x01(\t\x12\x11\n\tjoined_on\x18\x04 \x01(\t\x12\x17\n\x0f\x62irth_year_from\x18\x05 \x01(\x05\x12\x0c\n\x04\x63ity\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'regulars.member.v1.member_events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MEMBERSIGNEDUP']._serialized_start=62
-  _globals['_MEMBERSIGNEDUP']._serialized_end=138
-  _globals['_MEMBERCHANGED']._serialized_start=140
-  _globals['_MEMBERCHANGED']._serialized_end=198
+  _globals['_MEMBERSIGNEDUP']._serialized_start=63
+  _globals['_MEMBERSIGNEDUP']._serialized_end=195
+  _globals['_MEMBERCHANGED']._serialized_start=198
+  _globals['_MEMBERCHANGED']._serialized_end=353
 # @@protoc_insertion_point(module_scope)

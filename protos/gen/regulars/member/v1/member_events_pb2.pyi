@@ -27,20 +27,32 @@ class MemberSignedUp(_message.Message):
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     PROGRAMME_ID_FIELD_NUMBER: _builtins.int
     JOINED_ON_FIELD_NUMBER: _builtins.int
+    BIRTH_YEAR_FROM_FIELD_NUMBER: _builtins.int
+    CITY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     programme_id: _builtins.str
+    """The programme whose wallet was opened with the member."""
     joined_on: _builtins.str
     """Date in the programme's zone, YYYY-MM-DD."""
+    birth_year_from: _builtins.int
+    """First year of the five years that the year of birth lies in, such as 1985; 0: not known."""
+    city: _builtins.str
+    version: _builtins.int
+    """Unix time of recording in microseconds: of two states of a member, the one with the larger version is the later."""
     def __init__(
         self,
         *,
         member_id: _builtins.str = ...,
         programme_id: _builtins.str = ...,
         joined_on: _builtins.str = ...,
+        birth_year_from: _builtins.int = ...,
+        city: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined_on", b"joined_on", "member_id", b"member_id", "programme_id", b"programme_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["birth_year_from", b"birth_year_from", "city", b"city", "joined_on", b"joined_on", "member_id", b"member_id", "programme_id", b"programme_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -48,13 +60,23 @@ Global___MemberSignedUp: _TypeAlias = MemberSignedUp  # noqa: Y015
 
 @_typing.final
 class MemberChanged(_message.Message):
-    """A member file changed."""
+    """A member file changed; the values are those after the change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
+    PROGRAMME_ID_FIELD_NUMBER: _builtins.int
+    JOINED_ON_FIELD_NUMBER: _builtins.int
+    BIRTH_YEAR_FROM_FIELD_NUMBER: _builtins.int
+    CITY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
+    programme_id: _builtins.str
+    joined_on: _builtins.str
+    birth_year_from: _builtins.int
+    city: _builtins.str
+    version: _builtins.int
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the fields, never their values."""
@@ -64,10 +86,15 @@ class MemberChanged(_message.Message):
         *,
         member_id: _builtins.str = ...,
         changed_fields: _abc.Iterable[_builtins.str] | None = ...,
+        programme_id: _builtins.str = ...,
+        joined_on: _builtins.str = ...,
+        birth_year_from: _builtins.int = ...,
+        city: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_fields", b"changed_fields", "member_id", b"member_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["birth_year_from", b"birth_year_from", "changed_fields", b"changed_fields", "city", b"city", "joined_on", b"joined_on", "member_id", b"member_id", "programme_id", b"programme_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

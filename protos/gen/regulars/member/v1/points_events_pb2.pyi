@@ -74,6 +74,7 @@ class PointsMove(_message.Message):
     SALE_ID_FIELD_NUMBER: _builtins.int
     CAUSE_ID_FIELD_NUMBER: _builtins.int
     AT_UNIX_US_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     kind: _builtins.str
     """earn, mature, spend, return, take_back, forgive, expire, adjust, debt_payment; values may grow."""
@@ -87,6 +88,8 @@ class PointsMove(_message.Message):
     cause_id: _builtins.str
     """The sale, reversal or adjustment that caused it; empty where time did."""
     at_unix_us: _builtins.int
+    day: _builtins.str
+    """Date of `at` in the programme's zone, YYYY-MM-DD."""
     def __init__(
         self,
         *,
@@ -100,10 +103,11 @@ class PointsMove(_message.Message):
         sale_id: _builtins.str = ...,
         cause_id: _builtins.str = ...,
         at_unix_us: _builtins.int = ...,
+        day: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_us", b"at_unix_us", "cause_id", b"cause_id", "debt", b"debt", "expired", b"expired", "kind", b"kind", "lot_id", b"lot_id", "pending", b"pending", "points", b"points", "sale_id", b"sale_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_us", b"at_unix_us", "cause_id", b"cause_id", "day", b"day", "debt", b"debt", "expired", b"expired", "kind", b"kind", "lot_id", b"lot_id", "pending", b"pending", "points", b"points", "sale_id", b"sale_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

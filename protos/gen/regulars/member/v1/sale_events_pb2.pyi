@@ -156,6 +156,8 @@ class SaleReversed(_message.Message):
     POINTS_RETURNED_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     WALLET_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    STAFF_CODE_FIELD_NUMBER: _builtins.int
     reversal_id: _builtins.str
     sale_id: _builtins.str
     member_id: _builtins.str
@@ -171,6 +173,9 @@ class SaleReversed(_message.Message):
     points_taken_back: _builtins.int
     points_returned: _builtins.int
     wallet_sequence: _builtins.int
+    channel: _builtins.str
+    """Of the sale: what was sold through a channel, or by someone, comes off theirs."""
+    staff_code: _builtins.str
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___SaleReversedLine]: ...
     def __init__(
@@ -191,10 +196,12 @@ class SaleReversed(_message.Message):
         points_returned: _builtins.int = ...,
         lines: _abc.Iterable[Global___SaleReversedLine] | None = ...,
         wallet_sequence: _builtins.int = ...,
+        channel: _builtins.str = ...,
+        staff_code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_day", b"business_day", "currency", b"currency", "lines", b"lines", "member_id", b"member_id", "net_minor", b"net_minor", "points_returned", b"points_returned", "points_taken_back", b"points_taken_back", "programme_id", b"programme_id", "refund_minor", b"refund_minor", "reversal_id", b"reversal_id", "reversed_at_unix_us", b"reversed_at_unix_us", "sale_id", b"sale_id", "store_id", b"store_id", "till_id", b"till_id", "wallet_sequence", b"wallet_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_day", b"business_day", "channel", b"channel", "currency", b"currency", "lines", b"lines", "member_id", b"member_id", "net_minor", b"net_minor", "points_returned", b"points_returned", "points_taken_back", b"points_taken_back", "programme_id", b"programme_id", "refund_minor", b"refund_minor", "reversal_id", b"reversal_id", "reversed_at_unix_us", b"reversed_at_unix_us", "sale_id", b"sale_id", "staff_code", b"staff_code", "store_id", b"store_id", "till_id", b"till_id", "wallet_sequence", b"wallet_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

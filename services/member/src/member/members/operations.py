@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
-from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.clock import Clock
@@ -24,6 +23,7 @@ from kit.key_checks import check_key
 from kit.outbox import Event, append
 from kit.problems import FieldError, Refusal, render
 from member.answers.operations import Answer, OperationTaken, find_answers, reused, store_answers
+from member.members.events import member_changed, member_signed_up
 from member.members.rules import (
     DEFAULT_REGION,
     FieldInvalid,
@@ -42,9 +42,7 @@ from member.programmes.operations import Books
 from member.programmes.rules import ProgrammeBook
 from member.sales.documents import encode, utc_text
 from member.wallet.loading import open_wallets
-from regulars.member.v1 import member_events_pb2 as events_pb
 
-TOPIC = "member.member.v1"
 LONGEST_TRY = timedelta(seconds=30)
 PAUSE_SECONDS = 0.05
 
@@ -53,21 +51,28 @@ _log = logging.getLogger(__name__)
 
 _ROW = "member_id::text, kek_id, data_key, name, phone, phone_verified, card, birthday, gender, city, country, joined_on, created_at"
 
+# The programme of the sign-up; of those of the first release, which did not keep it, that of a wallet.
+PROGRAMME = "coalesce(programme_id, (SELECT min(w.programme_id) FROM wallets AS w WHERE w.member_id = members.member_id), '')"
+
 _GET = f"SELECT {_ROW} FROM members WHERE member_id = $1 AND status = 'live'"
 
 _INSERT = """
 INSERT INTO members (member_id, data_key, name, name_index, phone, phone_index, phone_verified, card, card_index, birthday,
-                     birthday_index, gender, city, country, joined_on, status, kek_id, created_at)
-SELECT *, 'live', $16::text, $17::timestamptz
+                     birthday_index, gender, city, country, joined_on, programme_id, status, kek_id, created_at)
+SELECT *, 'live', $17::text, $18::timestamptz
 FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bool[], $8::bytea[], $9::bytea[],
-            $10::bytea[], $11::bytea[], $12::text[], $13::text[], $14::text[], $15::date[])
+            $10::bytea[], $11::bytea[], $12::text[], $13::text[], $14::text[], $15::date[], $16::text[])
 ON CONFLICT DO NOTHING
 """
 
 _UPDATE = """
 UPDATE members SET name = $2, name_index = $3, phone = $4, phone_index = $5, phone_verified = $6, card = $7, card_index = $8,
-                   birthday = $9, birthday_index = $10, gender = $11, city = $12, country = $13, joined_on = $14
+                   birthday = $9, birthday_index = $10, gender = $11, city = $12, country = $13, joined_on = $14, changed_at = $15
 WHERE member_id = $1
+"""
+
+_FOR_CHANGE = f"""
+SELECT {_ROW}, changed_at, {PROGRAMME} AS programme_id FROM members WHERE member_id = $1 AND status = 'live' FOR UPDATE
 """
 
 _TAKEN_PHONES = """
@@ -206,7 +211,7 @@ class _Group:
     keys: PersonalDataKeys
     book: ProgrammeBook
     now: datetime
-    rows: list[tuple[str, bytes, DataKey, MemberFile]] = field(default_factory=list)
+    rows: list[tuple[str, bytes, DataKey, MemberFile, str]] = field(default_factory=list)
     wallets: list[tuple[str, str]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
@@ -262,18 +267,16 @@ class _Group:
         member_id = uuid7()
         key, wrapped = self.keys.new_data_key(member_id)
         body = encode(_document(member_id, file, self.now))
-        self.rows.append((member_id, wrapped, key, file))
+        self.rows.append((member_id, wrapped, key, file, sign_up.programme_id))
         self.wallets.append((member_id, sign_up.programme_id))
-        joined_on = file.joined_on.isoformat()
-        message = events_pb.MemberSignedUp(member_id=member_id, programme_id=sign_up.programme_id, joined_on=joined_on)
-        self.events.append(_event(member_id, message, operation, self.now))
+        self.events.append(member_signed_up(member_id, sign_up.programme_id, file, self.now, operation.traceparent))
         return _sealed_answer(operation, 201, body, key, member_id, self.now), Outcome(201, body, member_id=member_id)
 
 
 async def _change(
     connection: RawConnection, keys: PersonalDataKeys, operation: Operation, member_id: str, given: GivenFields, now: datetime
 ) -> Outcome:
-    row = await connection.fetchrow(f"{_GET} FOR UPDATE", member_id) if _is_uuid(member_id) else None
+    row = await connection.fetchrow(_FOR_CHANGE, member_id) if _is_uuid(member_id) else None
     # After the lock: whoever held it has committed, so a replay that ran beside its original finds the answer.
     stored = await find_answers(connection, [operation.operation_id])
     if stored:
@@ -291,9 +294,11 @@ async def _change(
         await store_answers(connection, [_answer(operation, refused.status, body, now)])
         return Outcome(refused.status, body)
     if changed := changed_fields(before, after):
-        await connection.execute(_UPDATE, member_id, *_columns(keys, key, after))
-        message = events_pb.MemberChanged(member_id=member_id, changed_fields=changed)
-        await append(connection, [_event(member_id, message, operation, now)])
+        # Later than the change before, also when the clock went back: it tells which of two states holds.
+        changed_at = max(now, (row["changed_at"] or row["created_at"]) + timedelta(microseconds=1))
+        await connection.execute(_UPDATE, member_id, *_columns(keys, key, after), changed_at)
+        event = member_changed(member_id, row["programme_id"], changed, after, changed_at, operation.traceparent)
+        await append(connection, [event])
     body = encode(_document(member_id, after, row["created_at"]))
     await store_answers(connection, [_sealed_answer(operation, 200, body, key, member_id, now)])
     return Outcome(200, body, member_id=member_id)
@@ -421,12 +426,12 @@ class _Taken:
 
 
 async def _insert(
-    connection: RawConnection, keys: PersonalDataKeys, rows: Sequence[tuple[str, bytes, DataKey, MemberFile]], now: datetime
+    connection: RawConnection, keys: PersonalDataKeys, rows: Sequence[tuple[str, bytes, DataKey, MemberFile, str]], now: datetime
 ) -> None:
     """Inserts member files. Raises _Overtaken when one of them lost its phone or card to another transaction meanwhile."""
     if not rows:
         return
-    values = [(member_id, wrapped, *_columns(keys, key, file)) for member_id, wrapped, key, file in rows]
+    values = [(member_id, wrapped, *_columns(keys, key, file), programme_id) for member_id, wrapped, key, file, programme_id in rows]
     # In one order, so that two groups with the same phones wait for each other one way round.
     values.sort(key=lambda value: (value[5] or b"", value[8] or b""))
     done = await connection.execute(_INSERT, *map(list, zip(*values, strict=True)), keys.kek_id, now)
@@ -527,11 +532,6 @@ def _again(operation: Operation, answer: Answer) -> Outcome:
 
 def _outcome_of(refused: Refusal) -> Outcome:
     return Outcome(refused.status, render(refused))
-
-
-def _event(member_id: str, message: Message, operation: Operation, now: datetime) -> Event:
-    name = message.DESCRIPTOR.full_name
-    return Event(uuid7(), TOPIC, member_id, name, message.SerializeToString(), operation.traceparent, now)
 
 
 def member_not_found() -> Refusal:

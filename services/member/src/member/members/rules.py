@@ -160,6 +160,14 @@ def name_key(name: str) -> str:
     return " ".join(folded.split())
 
 
+def birth_year_from(birthday: str | None) -> int:
+    """The first of the five years that the year of a birthday lies in; 0 without a year: what may be told without telling the age."""
+    if birthday is None or not _DAY.fullmatch(birthday):
+        return 0
+    year = int(birthday[: len("YYYY")])
+    return year - year % 5
+
+
 def birthday_key(birthday: str) -> str:
     """What a birthday is found by: its month and day, MM-DD."""
     return birthday[-len("MM-DD") :]

@@ -28,6 +28,10 @@ members = Table(
     Column("country", Text),
     Column("joined_on", Date, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
+    # In which it was signed up. Null: by the first release, which did not keep it.
+    Column("programme_id", Text),
+    # Null: never, or by the first release.
+    Column("changed_at", DateTime(timezone=True)),
     Index(
         "members_one_per_verified_phone",
         "phone_index",

@@ -11,6 +11,7 @@ from kit.db import RawConnection, raw, transaction
 from kit.problems import Refusal
 from member.paging import cursor, page, position_of
 from member.points.rules import Lot, Shortfall, Wallet
+from member.programmes.operations import Books
 from member.sales.documents import encode, points_figures, utc_text
 from member.wallet.events import points_moved
 from member.wallet.loading import load_lots, lock_wallets, read_wallets
@@ -63,7 +64,7 @@ async def list_entries(
     return encode(page(items, cursor(rows[size - 1]["sequence"]) if len(rows) > size else None))
 
 
-async def settle_wallet(engine: AsyncEngine, member_id: str, programme_id: str, now: datetime) -> None:
+async def settle_wallet(engine: AsyncEngine, programmes: Books, member_id: str, programme_id: str, now: datetime) -> None:
     """Enters what time did to a wallet, if anything, so that its entries tell all of its figures."""
     key = (member_id, programme_id)
     async with transaction(engine) as connection:
@@ -76,7 +77,7 @@ async def settle_wallet(engine: AsyncEngine, member_id: str, programme_id: str, 
         wallet = wallets[key]
         wallet.settle(now)
         if wallet.entries:
-            await write(driver, now, wallets=[wallet], events=[points_moved(wallet, now, "")])
+            await write(driver, now, wallets=[wallet], events=[points_moved(wallet, await programmes.current(driver), now, "")])
 
 
 async def _settled_copy(connection: RawConnection, member_id: str, programme_id: str, now: datetime) -> Wallet:

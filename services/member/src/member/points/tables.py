@@ -69,5 +69,7 @@ points_entries = Table(
     Column("reason", Text),
     # Of its lot, as it stood then: what the lot's own expiry is proven from.
     Column("expires_at", DateTime(timezone=True)),
+    # Of its transaction, while `at` may be earlier: time is entered when somebody looks. Null: by the first release, which did not keep it.
+    Column("recorded_at", DateTime(timezone=True)),
     postgresql_partition_by="RANGE (entry_id)",
 )

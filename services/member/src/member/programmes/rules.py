@@ -7,7 +7,7 @@ Pure: no I/O, no clock; the caches inside a version hold only what its own field
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from math import prod
 from typing import Literal, TypeVar, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -203,6 +203,16 @@ class ProgrammeBook:
             if version.effective_from <= day:
                 return version
         return versions[0]
+
+    def day_of(self, programme_id: str, at: datetime) -> date:
+        """The programme's own day of an instant: the date in the zone of the version in effect then, whatever follows it."""
+        zone: tzinfo = UTC
+        for version in reversed(self.versions.get(programme_id, ())):
+            zone = version.zone
+            day = at.astimezone(zone).date()
+            if version.effective_from <= day:
+                return day
+        return at.astimezone(zone).date()
 
     def latest(self, programme_id: str) -> ProgrammeVersion | None:
         """The newest version, in effect or not yet."""

@@ -158,6 +158,8 @@ class Sale(Struct, frozen=True):
     discounts: tuple[Discount, ...]
     tenders: tuple[Tender, ...]
     recorded_at: datetime
+    # Number of the last entry of the wallet after it: the order of its facts; 0 for a guest.
+    wallet_sequence: int
 
 
 class NewReversal(Struct, frozen=True):
@@ -204,6 +206,8 @@ class Reversal(Struct, frozen=True):
     # Per tender of the sale, by its index: what went back to it.
     refunds: tuple[tuple[int, int], ...]
     recorded_at: datetime
+    # As a sale's.
+    wallet_sequence: int
 
 
 def decide_sale(sale: NewSale, wallet: "Wallet | None", programme: "ProgrammeVersion | None", cause: "Cause") -> Sale:
@@ -320,6 +324,7 @@ def decide_sale(sale: NewSale, wallet: "Wallet | None", programme: "ProgrammeVer
         discounts=sale.discounts,
         tenders=sale.tenders,
         recorded_at=cause.at,
+        wallet_sequence=wallet.sequence if wallet is not None else 0,
     )
 
 
@@ -402,6 +407,7 @@ def decide_reversal(
         returned_to=tuple(returned_to),
         refunds=tuple(share_refund(refund, sale.tenders, earlier, order)),
         recorded_at=cause.at,
+        wallet_sequence=wallet.sequence if wallet is not None else 0,
     )
 
 

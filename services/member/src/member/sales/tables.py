@@ -44,6 +44,8 @@ sales = Table(
     # Arrays of type, amount and reference.
     Column("tenders", JSONB, nullable=False),
     Column("recorded_at", DateTime(timezone=True), nullable=False),
+    # Null: recorded by the first release, which did not keep it.
+    Column("wallet_sequence", BigInteger),
     Index("sales_of_member", "member_id", text("sold_at DESC"), text("sale_id DESC"), postgresql_where=text("NOT is_guest")),
     postgresql_partition_by="RANGE (sale_id)",
 )
@@ -99,6 +101,8 @@ reversals = Table(
     # Arrays of the index of the sale's tender and the amount.
     Column("refunds", JSONB, nullable=False),
     Column("recorded_at", DateTime(timezone=True), nullable=False),
+    # Null: recorded by the first release, which did not keep it.
+    Column("wallet_sequence", BigInteger),
     Index("reversals_of_sale", "sale_id"),
     postgresql_partition_by="RANGE (reversal_id)",
 )

@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 from kit.ids import uuid7
 from kit.outbox import Event
 from member.points.rules import Wallet, unix_us
+from member.programmes.rules import ProgrammeBook
 from member.sales.rules import Reversal, Sale, UnlinkedReturn
 from regulars.member.v1 import points_events_pb2 as points_pb
 from regulars.member.v1 import sale_events_pb2 as sales_pb
@@ -15,7 +16,7 @@ SALES_TOPIC = "member.sale.v1"
 POINTS_TOPIC = "member.points.v1"
 
 
-def sale_recorded(sale: Sale, wallet: Wallet | None, traceparent: str) -> Event:
+def sale_recorded(sale: Sale, traceparent: str) -> Event:
     """A sale was recorded. Keyed by the member; a guest's by itself."""
     message = sales_pb.SaleRecorded(
         sale_id=sale.sale_id,
@@ -48,12 +49,12 @@ def sale_recorded(sale: Sale, wallet: Wallet | None, traceparent: str) -> Event:
             )
             for line in sale.lines
         ],
-        wallet_sequence=wallet.sequence if wallet is not None else 0,
+        wallet_sequence=sale.wallet_sequence,
     )
     return _event(SALES_TOPIC, sale.member_id or sale.sale_id, message, sale.recorded_at, traceparent)
 
 
-def sale_reversed(reversal: Reversal, sale: Sale, wallet: Wallet | None, traceparent: str) -> Event:
+def sale_reversed(reversal: Reversal, sale: Sale, traceparent: str) -> Event:
     """All or part of a sale was taken back."""
     sold = {line.line_no: line for line in sale.lines}
     message = sales_pb.SaleReversed(
@@ -82,7 +83,9 @@ def sale_reversed(reversal: Reversal, sale: Sale, wallet: Wallet | None, tracepa
             )
             for line in reversal.lines
         ],
-        wallet_sequence=wallet.sequence if wallet is not None else 0,
+        wallet_sequence=reversal.wallet_sequence,
+        channel=sale.channel,
+        staff_code=sale.staff_code,
     )
     return _event(SALES_TOPIC, sale.member_id or sale.sale_id, message, reversal.recorded_at, traceparent)
 
@@ -107,7 +110,7 @@ def return_recorded(given: UnlinkedReturn, traceparent: str) -> Event:
     return _event(SALES_TOPIC, given.member_id or given.return_id, message, given.recorded_at, traceparent)
 
 
-def points_moved(wallet: Wallet, now: datetime, traceparent: str) -> Event:
+def points_moved(wallet: Wallet, book: ProgrammeBook, now: datetime, traceparent: str) -> Event:
     """Points moved on one wallet: all entries of one transaction."""
     message = points_pb.PointsMoved(
         member_id=wallet.member_id,
@@ -124,6 +127,7 @@ def points_moved(wallet: Wallet, now: datetime, traceparent: str) -> Event:
                 sale_id=entry.sale_id or "",
                 cause_id=entry.cause_id or "",
                 at_unix_us=unix_us(entry.at),
+                day=book.day_of(wallet.programme_id, entry.at).isoformat(),
             )
             for entry in wallet.entries
         ],

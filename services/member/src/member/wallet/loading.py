@@ -90,7 +90,7 @@ _SALES = """
 SELECT sale_id::text, operation_id, store_id::text, store_code, till_id::text, receipt_no, sold_at, sold_at_offset_minutes, business_day,
   currency, CASE WHEN is_guest THEN '' ELSE member_id::text END AS member_id, programme_id, channel, staff_code, gross_minor,
   discount_minor, net_minor, points_spent, points_spent_minor, payable_minor, points_earned, earn_points, earn_per_minor, earn_rounding,
-  earned_lot_id::text, spent_from, discounts, tenders, recorded_at
+  earned_lot_id::text, spent_from, discounts, tenders, recorded_at, coalesce(wallet_sequence, 0) AS wallet_sequence
 FROM sales WHERE sale_id = ANY($1::uuid[])
 """
 
@@ -102,7 +102,8 @@ FROM sale_lines WHERE sale_id = ANY($1::uuid[]) ORDER BY sale_id, line_no
 
 _REVERSALS = """
 SELECT reversal_id::text, sale_id::text, operation_id, store_id::text, till_id::text, reversed_at, reversed_at_offset_minutes,
-  business_day, reason, lines, net_minor, refund_minor, points_taken_back, points_returned, returned_to, refunds, recorded_at
+  business_day, reason, lines, net_minor, refund_minor, points_taken_back, points_returned, returned_to, refunds, recorded_at,
+  coalesce(wallet_sequence, 0) AS wallet_sequence
 FROM reversals WHERE sale_id = ANY($1::uuid[]) ORDER BY reversal_id
 """
 

@@ -314,7 +314,7 @@ class _Group:
         points: dict[str, Any] | None = None
         if wallet is not None:
             points = {"earned": sale.points_earned, "spent": sale.points_spent, **self._figures(wallet)}
-        self.events.append(sale_recorded(sale, wallet, command.traceparent))
+        self.events.append(sale_recorded(sale, command.traceparent))
         return _Decision(201, encode(sale_document(sale, points)), sale_id, sale.member_id or None, sale.net_minor)
 
     def _decide_reversal(self, command: Command, act: SaleToReverse) -> _Decision:
@@ -329,7 +329,7 @@ class _Group:
         found.reversals.append(reversal)
         self.new_reversals.append((sale, reversal))
         figures = self._figures(wallet) if wallet is not None else None
-        self.events.append(sale_reversed(reversal, sale, wallet, command.traceparent))
+        self.events.append(sale_reversed(reversal, sale, command.traceparent))
         body = encode(reversal_document(reversal, sale, figures))
         return _Decision(201, body, reversal.reversal_id or None, sale.member_id or None, reversal.refund_minor)
 
@@ -396,7 +396,9 @@ class _Group:
 
     async def _write(self, answers: Sequence[Answer]) -> None:
         moved = [
-            points_moved(wallet, self.now, self.trace_of_wallet.get(key, "")) for key, wallet in self.wallets.items() if wallet.entries
+            points_moved(wallet, self.book, self.now, self.trace_of_wallet.get(key, ""))
+            for key, wallet in self.wallets.items()
+            if wallet.entries
         ]
         await write(
             self.connection,

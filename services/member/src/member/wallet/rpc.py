@@ -129,7 +129,7 @@ class WalletServicer(WalletServiceServicer):
     async def ListEntries(self, request: pb.ListEntriesRequest, context: object) -> pb.ListEntriesResponse:
         member_id, now = self._member(request.member_id)
         if not request.page_token:
-            await points.settle_wallet(self._engine, member_id, request.programme_id, now)
+            await points.settle_wallet(self._engine, self._programmes, member_id, request.programme_id, now)
         async with transaction(self._engine, snapshot=True) as connection:
             driver = raw(connection)
             await points.check_member_exists(driver, member_id)

@@ -26,8 +26,8 @@ WITH lots AS (
   SELECT * FROM unnest($1::new_lot[])
 ), entries AS (
   INSERT INTO points_entries (member_id, programme_id, sequence, entry_id, at, kind, points, pending, debt, expired, balance, debt_after,
-    lot_id, sale_id, cause_id, reason, expires_at)
-  SELECT * FROM unnest($2::new_entry[])
+    lot_id, sale_id, cause_id, reason, expires_at, recorded_at)
+  SELECT *, $8 FROM unnest($2::new_entry[])
 ), figures AS (
   UPDATE wallets AS w
   SET balance = n.balance, pending = n.pending, debt = n.debt, sequence = n.sequence, expiries = n.expiries::jsonb,
@@ -38,12 +38,12 @@ WITH lots AS (
   INSERT INTO sales (sale_id, member_id, is_guest, programme_id, operation_id, store_id, store_code, till_id, receipt_no, sold_at,
     sold_at_offset_minutes, business_day, currency, channel, staff_code, gross_minor, discount_minor, net_minor, points_spent,
     points_spent_minor, payable_minor, points_earned, earn_points, earn_per_minor, earn_rounding, earned_lot_id, spent_from, discounts,
-    tenders, recorded_at)
+    tenders, recorded_at, wallet_sequence)
   SELECT sale_id, member_id, is_guest, programme_id, operation_id, store_id, store_code, till_id, receipt_no, sold_at,
     sold_at_offset_minutes, business_day, currency, channel, staff_code, gross_minor, discount_minor, net_minor, points_spent,
     points_spent_minor, payable_minor, points_earned, earn_points, earn_per_minor, earn_rounding, earned_lot_id, spent_from::jsonb,
-    discounts::jsonb, tenders::jsonb, recorded_at
-  FROM unnest($4::new_sale[])
+    discounts::jsonb, tenders::jsonb, recorded_at, wallet_sequence
+  FROM unnest($4::new_sale_v2[])
 ), lines AS (
   INSERT INTO sale_lines (sale_id, line_no, member_id, sku, description, category, quantity, unit_price, amount_minor, discount_minor,
     net_minor, points_spent, points_spent_minor, points_earned, multiplier_bp, rule, discounts, serials)
@@ -67,7 +67,7 @@ WHERE l.member_id = n.member_id AND l.programme_id = n.programme_id AND l.lot_id
 _REVERSAL_COLUMNS = (
     "reversal_id", "member_id", "sale_id", "operation_id", "store_id", "till_id", "reversed_at", "reversed_at_offset_minutes",
     "business_day", "reason", "lines", "net_minor", "refund_minor", "points_taken_back", "points_returned", "returned_to", "refunds",
-    "recorded_at",
+    "recorded_at", "wallet_sequence",
 )  # fmt: skip
 
 _RETURN_COLUMNS = (
@@ -147,7 +147,7 @@ def _sale_row(s: Sale) -> tuple[object, ...]:
         s.receipt_no, s.sold_at, s.sold_at_offset_minutes, s.business_day, s.currency, s.channel, s.staff_code, s.gross_minor,
         s.discount_minor, s.net_minor, s.points_spent, s.points_spent_minor, s.payable_minor, s.points_earned, s.earn_points,
         s.earn_per_minor, s.earn_rounding, s.earned_lot_id, _json(s.spent_from) if s.spent_from else "[]", _discounts(s.discounts),
-        _json([(t.type, t.amount_minor, t.reference) for t in s.tenders]), s.recorded_at,
+        _json([(t.type, t.amount_minor, t.reference) for t in s.tenders]), s.recorded_at, s.wallet_sequence,
     )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def _reversal_row(s: Sale, r: Reversal) -> tuple[object, ...]:
     return (
         r.reversal_id, s.member_id or s.store_id, r.sale_id, r.operation_id, r.store_id, r.till_id, r.reversed_at,
         r.reversed_at_offset_minutes, r.business_day, r.reason, _json(lines), r.net_minor, r.refund_minor, r.points_taken_back,
-        r.points_returned, _json(r.returned_to), _json(r.refunds), r.recorded_at,
+        r.points_returned, _json(r.returned_to), _json(r.refunds), r.recorded_at, r.wallet_sequence,
     )  # fmt: skip
 
 
