@@ -158,11 +158,12 @@ def how_it_ended(returncode: int) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something, shortened."""
+    """The last line of a log that says something, shortened. What begins with a tab, as the calls do after an exception of Java, only
+    adds to a line before."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip() and not line.startswith("\t")), "")
