@@ -12,9 +12,10 @@ Only this module commits.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -95,21 +96,24 @@ def create_engine(url: str, pool_size: int, *, application_name: str = "regulars
     return engine
 
 
-def _connector(url: str, application_name: str) -> Callable[[], Awaitable[RawConnection]]:
-    async def connect() -> RawConnection:
-        return await asyncpg.connect(
-            url.replace("postgresql+asyncpg://", "postgresql://", 1),
-            timeout=CONNECT_SECONDS,
-            server_settings={
-                "application_name": application_name,
-                "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
-                # Short statements with known plans: compiling them costs more than it saves.
-                "jit": "off",
-                "timezone": "UTC",
-            },
-        )
+async def connect(url: str, *, application_name: str, settings: Mapping[str, str] | None = None) -> RawConnection:
+    """A connection outside any pool, for what belongs to a session: a lock that it holds, `LISTEN`, `settings` of the server's."""
+    return await asyncpg.connect(
+        url.replace("postgresql+asyncpg://", "postgresql://", 1),
+        timeout=CONNECT_SECONDS,
+        server_settings={
+            "application_name": application_name,
+            "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+            # Short statements with known plans: compiling them costs more than it saves.
+            "jit": "off",
+            "timezone": "UTC",
+            **(settings or {}),
+        },
+    )
 
-    return connect
+
+def _connector(url: str, application_name: str) -> Callable[[], Awaitable[RawConnection]]:
+    return partial(connect, url, application_name=application_name)
 
 
 def _refuse_closed(dbapi_connection: "DBAPIConnection", entry: "ConnectionPoolEntry", _proxy: object) -> None:
