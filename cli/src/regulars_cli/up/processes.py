@@ -159,7 +159,8 @@ def how_it_ended(returncode: int) -> str:
 
 def last_line(log: Path) -> str:
     """The last line of a log that says something, shortened. What begins with a tab, as the calls do after an exception of Java, only
-    adds to a line before."""
+    adds to a line before.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
