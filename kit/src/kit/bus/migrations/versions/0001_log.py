@@ -1,0 +1,82 @@
+"""The log of messages, the groups that read it, and how far they are."""
+
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+# Rows written at every publish, commit or heartbeat: room on the page keeps their updates off the indexes, and what is dead goes soon.
+_HOT = "WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)"
+
+
+def upgrade() -> None:
+    """Creates everything the PostgreSQL bus has."""
+    op.execute("""
+        CREATE TABLE topics (
+            name       text PRIMARY KEY,
+            partitions integer NOT NULL CHECK (partitions > 0),
+            retention  interval NOT NULL
+        )
+    """)
+    # The row is locked from the moment its offsets are drawn until the publisher's commit: offsets become visible in their order.
+    op.execute(f"""
+        CREATE TABLE partitions (
+            id           integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            topic        text NOT NULL REFERENCES topics (name),
+            partition    integer NOT NULL,
+            first_offset bigint NOT NULL DEFAULT 0,
+            next_offset  bigint NOT NULL DEFAULT 0,
+            UNIQUE (topic, partition)
+        ) {_HOT}
+    """)
+    # What one call published to a partition is one row (a long call's several), an array for each field: a thousand messages cost
+    # a few rows to write, to read and to delete. Offsets leave no gap between rows. How long a row may be bounds where the one
+    # that holds an offset may begin. Only types repeat themselves; to compress the other fields would cost more than it saves.
+    op.execute("""
+        CREATE TABLE batches (
+            partition_id integer NOT NULL REFERENCES partitions (id),
+            first_offset bigint NOT NULL,
+            next_offset  bigint NOT NULL CHECK (next_offset - first_offset BETWEEN 1 AND 512),
+            published_at timestamptz NOT NULL,
+            event_ids    text[] STORAGE EXTERNAL NOT NULL,
+            keys         text[] STORAGE EXTERNAL NOT NULL,
+            types        text[] NOT NULL,
+            payloads     bytea[] STORAGE EXTERNAL NOT NULL,
+            traceparents text[] STORAGE EXTERNAL NOT NULL,
+            recorded_at  timestamptz[] STORAGE EXTERNAL NOT NULL,
+            PRIMARY KEY (partition_id, first_offset)
+        )
+    """)
+    op.execute("""
+        CREATE VIEW messages AS
+        SELECT p.topic, p.partition, b.first_offset + m.number - 1 AS "offset", m.event_id, m.key, m.type, m.payload, m.traceparent,
+            m.recorded_at, b.published_at
+        FROM partitions AS p
+        JOIN batches AS b ON b.partition_id = p.id
+        CROSS JOIN LATERAL unnest(b.event_ids, b.keys, b.types, b.payloads, b.traceparents, b.recorded_at)
+            WITH ORDINALITY AS m (event_id, key, type, payload, traceparent, recorded_at, number)
+    """)
+    op.execute("CREATE TABLE groups (name text PRIMARY KEY)")
+    op.execute(f"""
+        CREATE TABLE members (
+            id          uuid PRIMARY KEY,
+            group_name  text NOT NULL REFERENCES groups (name),
+            client_name text NOT NULL,
+            topics      text[] NOT NULL,
+            joined_at   timestamptz NOT NULL,
+            seen_at     timestamptz NOT NULL
+        ) {_HOT}
+    """)
+    # Whose a partition is counts by `generation`, which every taking raises: an owner of before cannot commit.
+    op.execute(f"""
+        CREATE TABLE readings (
+            group_name   text NOT NULL REFERENCES groups (name),
+            partition_id integer NOT NULL REFERENCES partitions (id),
+            member_id    uuid REFERENCES members (id) ON DELETE SET NULL,
+            generation   bigint NOT NULL DEFAULT 0,
+            committed    bigint,
+            PRIMARY KEY (group_name, partition_id)
+        ) {_HOT}
+    """)
