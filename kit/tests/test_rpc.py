@@ -31,12 +31,18 @@ async def fail(_request: bytes, _context: object) -> bytes:
     raise ValueError("13800138000")
 
 
+async def find_database_away(_request: bytes, _context: object) -> bytes:
+    raise ConnectionRefusedError
+
+
 async def group(_request: bytes, _context: object) -> bytes:
     return b"done"
 
 
 def add_servicer(server: grpc.aio.Server) -> None:
-    methods: dict[str, Callable[[bytes, object], Awaitable[bytes]]] = {"Who": who, "Refuse": refuse, "Fail": fail, "Group": group}
+    methods: dict[str, Callable[[bytes, object], Awaitable[bytes]]] = {
+        "Who": who, "Refuse": refuse, "Fail": fail, "FindDatabaseAway": find_database_away, "Group": group,
+    }  # fmt: skip
     handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
 
@@ -102,6 +108,15 @@ async def test_a_fault_tells_the_caller_nothing(
     assert raised.value.details() == "internal error"
     assert refusal_of(raised.value) is None
     assert [record.getMessage() for record in caplog.records if record.name == "kit.rpc"] == ["call failed"]
+
+
+async def test_a_database_that_is_away_for_a_moment_is_no_fault_and_the_call_may_be_repeated(
+    channel: grpc.aio.Channel, minted: tuple[str, TokenVerifier], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call(channel, "FindDatabaseAway", minted[0])
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert [record.levelname for record in caplog.records if record.name == "kit.rpc"] == ["WARNING"]
 
 
 async def test_health_needs_no_token_and_ends_with_the_server(minted: tuple[str, TokenVerifier]) -> None:

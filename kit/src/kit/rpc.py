@@ -14,6 +14,7 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no types
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from kit.db import may_retry
 from kit.problems import FieldError, Refusal
 from kit.telemetry import TraceContext, current_request_id, current_trace, request_context
 from kit.tokens import Actor, TokenInvalid, TokenVerifier
@@ -140,7 +141,11 @@ class _Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                     await _abort(context, refusal)
                 except grpc.aio.BaseError:
                     raise
-                except Exception:
+                except Exception as error:
+                    if may_retry(error):
+                        # The database goes and comes: who called is told to ask again, and nobody is called to help.
+                        log.warning("call put off", extra={"method": method, "error": type(error).__name__})
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, "try again")
                     log.exception("call failed", extra={"method": method})
                     await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
