@@ -7,7 +7,7 @@ connection of their own: a long report holds up no facts.
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
@@ -86,21 +86,13 @@ class ClickHouse:
         """Runs a statement that has no rows, in turn with the inserts. Raises as `query` does."""
         await self._on(self._writer, lambda client: client.command(statement, parameters=dict(parameters or {})))
 
-    async def insert(self, table: str, columns: Mapping[str, str], data: Sequence[Sequence[object]]) -> None:
-        """Inserts rows given by column; `columns` names each with its type, in the order of `data`. On return they are on disk.
+    async def insert(self, table: str, columns: Iterable[str], block: bytes) -> None:
+        """Inserts a block of rows in the Native format, with these columns. On return they are on disk.
 
         After an error it is not known whether they are. Raises as `query` does.
         """
         await self._on(
-            self._writer,
-            lambda client: client.insert(
-                table,
-                data,
-                column_names=list(columns),
-                column_type_names=list(columns.values()),
-                column_oriented=True,
-                settings=dict(INSERT_SETTINGS),
-            ),
+            self._writer, lambda client: client.raw_insert(table, list(columns), block, settings=dict(INSERT_SETTINGS), fmt="Native")
         )
 
     async def _on(self, connections: "asyncio.Queue[Client | None]", call: Callable[[Client], T]) -> T:

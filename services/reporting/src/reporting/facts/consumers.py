@@ -1,0 +1,48 @@
+"""The facts from the bus: events in, rows out, and only then the offsets."""
+
+import logging
+from collections.abc import Sequence
+
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from kit.bus.consuming import Poison, RetryLater
+from kit.bus.interface import Message
+from reporting.clickhouse import ClickHouse, ClickHouseUnavailable
+from reporting.facts.operations import insert_facts
+from reporting.facts.rules import EventInvalid, Fact, first_invalid, unix_us
+
+log = logging.getLogger(__name__)
+
+GROUP = "reporting"
+TOPICS = ("member.sale.v1", "member.points.v1", "member.member.v1")
+# A batch is what came in this time: many small inserts cost more than few large ones, and whoever looks at a report waits no longer.
+GATHER_SECONDS = 0.3
+MAX_MESSAGES = 10_000
+
+
+def fact_of(message: Message) -> Fact:
+    """What a message carries, as facts are made of it."""
+    return Fact(message.event_id, message.topic, message.key, message.type, message.payload, unix_us(message.recorded_at))
+
+
+class FactsHandler:
+    """Handles batches of `kit.bus.consuming.consume`. Inserting a batch again changes nothing, so no ids are kept beside it."""
+
+    def __init__(self, clickhouse: ClickHouse) -> None:
+        self._clickhouse = clickhouse
+
+    async def __call__(self, messages: Sequence[Message]) -> None:
+        facts = [fact_of(message) for message in messages]
+        try:
+            await insert_facts(self._clickhouse, facts)
+        except EventInvalid:
+            poison = first_invalid(facts)
+            if poison is None:
+                raise
+            raise Poison(poison.event_id, "not_a_fact") from None
+        except ClickHouseUnavailable as error:
+            raise RetryLater("clickhouse_unavailable") from error
+        except ClickHouseError as error:
+            # Also a full disk: nothing is lost, and nobody but an operator can make room.
+            log.warning("facts were not inserted", extra={"error": getattr(error, "name", None), "events": len(facts)})
+            raise RetryLater("insert_failed") from error

@@ -1,0 +1,28 @@
+"""Facts into their tables."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from reporting.clickhouse import ClickHouse
+from reporting.facts.rules import Fact, blocks_of
+from reporting.facts.tables import COLUMNS
+
+
+async def insert_facts(clickhouse: ClickHouse, facts: Sequence[Fact], *, suffix: str = "") -> None:
+    """Inserts what the events say; `suffix` names other tables of the same form. On return all of it is on disk.
+
+    After an error some of it may be there; inserting it again changes nothing.
+
+    Raises:
+        EventInvalid: one of them can never be a fact; nothing was inserted.
+        ClickHouseUnavailable, DatabaseError: as `ClickHouse.query` says.
+    """
+    # Off the loop: ten thousand events take a quarter of a second.
+    blocks = await asyncio.to_thread(blocks_of, facts)
+    await insert_blocks(clickhouse, blocks, suffix=suffix)
+
+
+async def insert_blocks(clickhouse: ClickHouse, blocks: Mapping[str, bytes], *, suffix: str = "") -> None:
+    """Inserts blocks that `blocks_of` made, in their order."""
+    for table, block in blocks.items():
+        await clickhouse.insert(table + suffix, COLUMNS[table], block)
