@@ -23,6 +23,17 @@ class BusSettings:
     kafka_ssl_key_file: str = env("KAFKA_SSL_KEY_FILE", "")
 
 
+def is_over_postgres(settings: BusSettings) -> bool:
+    """Whether the bus is a database, and not Kafka.
+
+    Raises:
+        SettingsInvalid: no backend has such a URL.
+    """
+    if settings.bus_url.startswith((*POSTGRES_SCHEMES, KAFKA_SCHEME)):
+        return not settings.bus_url.startswith(KAFKA_SCHEME)
+    raise SettingsInvalid(["BUS_URL must begin with postgresql:// or kafka://."])
+
+
 def connect(settings: BusSettings, *, client_name: str) -> Bus:
     """The bus of the settings, not yet connected. `client_name` is what operators see as the owner of a partition.
 
@@ -30,12 +41,10 @@ def connect(settings: BusSettings, *, client_name: str) -> Bus:
         SettingsInvalid: no backend has such a URL.
     """
     # A process loads the driver of the backend that it uses, and only that.
-    if settings.bus_url.startswith(POSTGRES_SCHEMES):
+    if is_over_postgres(settings):
         from kit.bus.postgres import PostgresBus  # noqa: PLC0415
 
         return PostgresBus(settings.bus_url, client_name)
-    if settings.bus_url.startswith(KAFKA_SCHEME):
-        from kit.bus.kafka import KafkaBus  # noqa: PLC0415
+    from kit.bus.kafka import KafkaBus  # noqa: PLC0415
 
-        return KafkaBus(settings, client_name)
-    raise SettingsInvalid(["BUS_URL must begin with postgresql:// or kafka://."])
+    return KafkaBus(settings, client_name)
