@@ -2,7 +2,7 @@
 
 | rule | what it refuses | where |
 |---|---|---|
-| `commit` | `.commit(…)`: whoever opens the transaction commits it, and only the kit opens one | outside `kit/src` |
+| `commit` | `.commit(…)`: whoever opens the transaction commits it, and only the kit opens one | outside `kit` |
 | `float` | a float annotation, literal, `float(…)` or `/` at a name of money or points | everywhere |
 | `clock` | `datetime.now` and its kin: time comes from a `kit.clock.Clock` | outside `kit/src/kit/{clock,ids}.py` |
 | `sleep` | waiting by the clock instead of for the event | tests |
@@ -43,7 +43,7 @@ def faults_in(source: str, path: PurePath) -> list[Fault]:
     except SyntaxError as error:
         return [Fault(path, error.lineno or 1, "syntax", f"This is not Python 3.11: {error.msg}.")]
     found = set(_floats_near_money(tree))
-    if not path.is_relative_to("kit/src"):
+    if not path.is_relative_to("kit"):
         found |= {(line, "commit", "Whoever opens the transaction commits it: use kit.db.transaction.") for line in _commits(tree)}
     if path.as_posix() not in CLOCK_READERS:
         found |= {(line, "clock", f"`{name}` cannot be held by a test: take a kit.clock.Clock.") for line, name in _clock_reads(tree)}
