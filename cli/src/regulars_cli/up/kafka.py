@@ -174,10 +174,11 @@ class LocalKafka:
 
     def _write_settings(self) -> None:
         settings = {
+            # Clients may have to come another way.
+            "advertised.listeners": f"PLAINTEXT://{HOST}:{self._port}",
             **self._settings,
             "log.dirs": str(self._data),
             "listeners": f"PLAINTEXT://{HOST}:{self._port},CONTROLLER://{HOST}:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{self._port}",
             "controller.quorum.voters": f"1@{HOST}:{self._controller_port}",
         }
         self._settings_file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
