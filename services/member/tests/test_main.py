@@ -31,6 +31,7 @@ def environment(make_database: Callable[..., str], tmp_path: Path) -> dict[str, 
     return {
         **os.environ,
         "MEMBER_DATABASE_URL": make_database(),
+        "BUS_URL": "postgresql://postgres@127.0.0.1:1/bus",
         "MEMBER_LISTEN": f"127.0.0.1:{port}",
         "INTERNAL_TOKEN_PUBLIC_KEY_FILE": str(tmp_path / "internal_token_public.pem"),
         "PERSONAL_DATA_KEY_FILE": str(tmp_path / "personal_data.json"),

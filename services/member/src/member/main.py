@@ -1,8 +1,9 @@
 """The member service's composition root: everything it is made of is put together here.
 
     python -m member serve                  serve gRPC; the database must have been migrated
+    python -m member relay                  publish the events of the outbox on the bus; of several, one is active
     python -m member migrate                bring the database to this release
-    python -m member all                    migrate, then serve
+    python -m member all                    migrate, then serve and relay; with --no-migrate, without the first
     python -m member apply-programme FILE…  add a version of each programme, without going through the API;
                                             with --if-missing, only of those that have none
     python -m member rewrap-keys            after rotating the key-encryption key: move every member's data key under the new one
@@ -16,10 +17,13 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from kit.bus.connecting import BusSettings, connect
+from kit.bus.interface import Bus
 from kit.settings import SettingsInvalid, env, load
 from kit.telemetry import configure_logging
 
@@ -27,6 +31,8 @@ log = logging.getLogger(__name__)
 
 DATABASE_WAIT_SECONDS = 30
 DRAIN_SECONDS = 20
+# As operators see it in PostgreSQL and on the bus.
+RELAY = "regulars-member-relay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,9 @@ def main(arguments: list[str]) -> int:
     """Runs a subcommand and returns the exit code."""
     parser = argparse.ArgumentParser(prog="member", description="The member service.")
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
-    for name in ("serve", "migrate", "all", "rewrap-keys"):
+    for name in ("serve", "relay", "migrate", "rewrap-keys"):
         subcommands.add_parser(name)
+    subcommands.add_parser("all").add_argument("--no-migrate", action="store_true")
     apply = subcommands.add_parser("apply-programme")
     apply.add_argument("files", type=Path, nargs="+", metavar="FILE")
     apply.add_argument("--if-missing", action="store_true")
@@ -71,8 +78,11 @@ def main(arguments: list[str]) -> int:
                 return _apply_programmes(load(DatabaseSettings), options.files, if_missing=options.if_missing)
             case "rewrap-keys":
                 return _rewrap_keys(load(Settings))
+            case "relay":
+                return _relay(load(DatabaseSettings), load(BusSettings))
             case "all":
-                return _migrate_aside(load(DatabaseSettings)) or _serve(load(Settings))
+                settings, bus = load(Settings), load(BusSettings)
+                return (0 if options.no_migrate else _migrate_aside(load(DatabaseSettings))) or _serve(settings, bus)
             case _:
                 return _serve(load(Settings))
     except SettingsInvalid as invalid:
@@ -182,31 +192,57 @@ def _rewrap_keys(settings: Settings) -> int:
     return 0
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, bus: BusSettings | None = None) -> int:
     import uvloop
 
     configure_logging("member", settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings))
+        runner.run(serve(settings, bus))
     return 0
 
 
-async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT; then takes no new calls and finishes those under way."""
+def _relay(settings: DatabaseSettings, bus: BusSettings) -> int:
+    import uvloop
+
+    configure_logging("member", settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(relay(settings, bus))
+    return 0
+
+
+async def relay(settings: DatabaseSettings, bus: BusSettings) -> None:
+    """Relays until SIGTERM or SIGINT; the batch under way is finished."""
+    from kit.bus.relay import Relay
+    from kit.clock import SystemClock
+    from kit.memory import freeze_start_up
+
+    open_bus = _bus_of(bus)
+    await _is_migrated(settings.database_url)
+    stopping = _until_told_to_stop()
+    freeze_start_up()
+    await Relay(settings.database_url, open_bus, SystemClock(), name=RELAY).run(stopping)
+    log.info("stopping")
+
+
+async def serve(settings: Settings, bus: BusSettings | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, and with a bus relays; then takes no new calls and finishes those under way."""
+    from kit.bus.relay import Relay
     from kit.clock import SystemClock
     from kit.crypto import KeyFileInvalid, KeyUnknown, PersonalDataKeys
-    from kit.db import create_engine, current_revision, forgive_lost_connections
+    from kit.db import create_engine
     from kit.key_checks import KeyForeign
     from kit.memory import freeze_start_up
+    from kit.outbox import Nudges
     from kit.rpc import Server
     from kit.tokens import TokenVerifier
-    from member.database import newest_revision
+    from member.exports.rpc import ExportServicer
     from member.members.operations import check_keys
     from member.members.rpc import MemberServicer
     from member.partitions import ensure_partitions, keep_partitions
     from member.programmes.operations import Books
     from member.programmes.rpc import ProgrammeServicer
     from member.wallet.rpc import WalletServicer
+    from regulars.member.v1.export_service_pb2_grpc import add_ExportServiceServicer_to_server
     from regulars.member.v1.member_service_pb2_grpc import add_MemberServiceServicer_to_server
     from regulars.member.v1.programme_service_pb2_grpc import add_ProgrammeServiceServicer_to_server
     from regulars.member.v1.wallet_service_pb2_grpc import add_WalletServiceServicer_to_server
@@ -218,13 +254,9 @@ async def serve(settings: Settings) -> None:
     except (KeyFileInvalid, OSError, ValueError, TypeError) as error:
         raise CannotStart(f"A key file is not usable: {error}") from error
 
+    open_bus = _bus_of(bus) if bus is not None else None
     engine = create_engine(settings.database_url, settings.pool_size, application_name="regulars-member")
-    await _database_answers(settings.database_url)
-    revision = await current_revision(engine)
-    if revision is None or revision < newest_revision():
-        raise CannotStart(
-            f"The database is at revision {revision or 'none'}; run `python -m member migrate` to bring it to {newest_revision()}."
-        )
+    revision = await _is_migrated(settings.database_url)
     try:
         await check_keys(engine, keys, settings.personal_data_key_file)
     except KeyForeign as foreign:
@@ -235,14 +267,20 @@ async def serve(settings: Settings) -> None:
         ) from None
     await ensure_partitions(engine, clock.now())
 
+    # Of all relays one is active, perhaps in another process: whoever writes tells that one.
+    nudge: Callable[[], None] = Nudges(engine)
+    own_relay = Relay(settings.database_url, open_bus, clock, name=RELAY, others=nudge) if open_bus is not None else None
+    if own_relay is not None:
+        nudge = own_relay.nudge
     books = Books()
     service = "/regulars.member.v1"
     server = Server(
         verifier,
         [
-            partial(add_MemberServiceServicer_to_server, MemberServicer(engine, clock, verifier, keys, books)),
+            partial(add_MemberServiceServicer_to_server, MemberServicer(engine, clock, verifier, keys, books, nudge)),
             partial(add_ProgrammeServiceServicer_to_server, ProgrammeServicer(engine, clock)),
-            partial(add_WalletServiceServicer_to_server, WalletServicer(engine, clock, verifier, books)),
+            partial(add_WalletServiceServicer_to_server, WalletServicer(engine, clock, verifier, books, nudge)),
+            partial(add_ExportServiceServicer_to_server, ExportServicer(engine, clock, keys, books)),
         ],
         tokens_inside=[
             f"{service}.MemberService/SignUpMembers",
@@ -250,11 +288,8 @@ async def serve(settings: Settings) -> None:
             f"{service}.WalletService/ExecuteCommands",
         ],
     )
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(forgive_lost_connections)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping, drained = _until_told_to_stop(), asyncio.Event()
+    relaying = asyncio.create_task(own_relay.run(drained)) if own_relay is not None else None
     months = asyncio.create_task(keep_partitions(engine, clock))
     freeze_start_up()
     try:
@@ -267,8 +302,48 @@ async def serve(settings: Settings) -> None:
         log.info("stopping")
         await server.stop(DRAIN_SECONDS)
     finally:
+        drained.set()
+        if relaying is not None:
+            await relaying
         months.cancel()
         await engine.dispose()
+
+
+def _until_told_to_stop() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT."""
+    from kit.db import forgive_lost_connections
+
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(forgive_lost_connections)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+def _bus_of(settings: BusSettings) -> Callable[[], Bus]:
+    """What makes connections to the bus. Raises SettingsInvalid at once when there can be none by these settings."""
+    open_bus = partial(connect, settings, client_name=RELAY)
+    open_bus()
+    return open_bus
+
+
+async def _is_migrated(url: str) -> str:
+    """The database's revision, once it answers; raises CannotStart when it is older than this release needs."""
+    from kit.db import create_engine, current_revision
+    from member.database import newest_revision
+
+    await _database_answers(url)
+    engine = create_engine(url, 1)
+    try:
+        revision = await current_revision(engine)
+    finally:
+        await engine.dispose()
+    if revision is None or revision < newest_revision():
+        raise CannotStart(
+            f"The database is at revision {revision or 'none'}; run `python -m member migrate` to bring it to {newest_revision()}."
+        )
+    return revision
 
 
 async def _database_answers(url: str) -> None:

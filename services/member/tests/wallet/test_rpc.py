@@ -30,7 +30,7 @@ PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicK
 
 
 def servicer(chain: Chain) -> WalletServicer:
-    return WalletServicer(chain.engine, chain.clock, TokenVerifier(PUBLIC, chain.clock), chain.programmes)
+    return WalletServicer(chain.engine, chain.clock, TokenVerifier(PUBLIC, chain.clock), chain.programmes, lambda: None)
 
 
 def token(chain: Chain, *roles: str, stores: frozenset[str] | None = None) -> str:

@@ -1,7 +1,7 @@
 """MemberService: protobuf in, operation, JSON documents out."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -25,14 +25,26 @@ ROLES = ("till", "admin")
 
 
 class MemberServicer(MemberServiceServicer):
-    """Serves MemberService. The writes carry their actors' tokens inside, one for each operation."""
+    """Serves MemberService. The writes carry their actors' tokens inside, one for each operation.
 
-    def __init__(self, engine: AsyncEngine, clock: Clock, verifier: TokenVerifier, keys: PersonalDataKeys, books: Books) -> None:
+    `nudge` is called when there may be new events in the outbox.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        clock: Clock,
+        verifier: TokenVerifier,
+        keys: PersonalDataKeys,
+        books: Books,
+        nudge: Callable[[], None],
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self._verifier = verifier
         self._keys = keys
         self._books = books
+        self._nudge = nudge
 
     async def SignUpMembers(self, request: pb.SignUpMembersRequest, context: object) -> pb.SignUpMembersResponse:
         undecided = [self._why_not(message.operation) for message in request.sign_ups]
@@ -44,6 +56,7 @@ class MemberServicer(MemberServiceServicer):
         # A caller that goes away does not undo a group: its answers are stored, and given when it asks again.
         act = operations.sign_up_members(self._engine, self._clock, self._keys, self._books, allowed)
         decided: Iterator[operations.Outcome] = iter(await asyncio.shield(act) if allowed else [])
+        self._nudge()
         return pb.SignUpMembersResponse(outcomes=[_outcome(why_not or next(decided)) for why_not in undecided])
 
     async def ChangeMember(self, request: pb.ChangeMemberRequest, context: object) -> pb.ChangeMemberResponse:
@@ -54,6 +67,7 @@ class MemberServicer(MemberServiceServicer):
                 given = _given(request.fields)
                 act = operations.change_member(self._engine, self._clock, self._keys, _operation(message), request.member_id, given)
                 outcome = await asyncio.shield(act)
+                self._nudge()
         return pb.ChangeMemberResponse(outcome=_outcome(outcome))
 
     async def GetMember(self, request: pb.GetMemberRequest, context: object) -> pb.GetMemberResponse:

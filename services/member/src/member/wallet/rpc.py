@@ -1,7 +1,7 @@
 """WalletService: protobuf in, operation, JSON documents out."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from uuid import UUID
@@ -39,13 +39,14 @@ _ROLES_OF_ACT = {
 
 
 class WalletServicer(WalletServiceServicer):
-    """Serves WalletService."""
+    """Serves WalletService. `nudge` is called when there may be new events in the outbox."""
 
-    def __init__(self, engine: AsyncEngine, clock: Clock, verifier: TokenVerifier, programmes: Books) -> None:
+    def __init__(self, engine: AsyncEngine, clock: Clock, verifier: TokenVerifier, programmes: Books, nudge: Callable[[], None]) -> None:
         self._engine = engine
         self._clock = clock
         self._verifier = verifier
         self._programmes = programmes
+        self._nudge = nudge
 
     async def ExecuteCommands(self, request: pb.ExecuteCommandsRequest, context: object) -> pb.ExecuteCommandsResponse:
         outcomes: list[Outcome | None] = []
@@ -59,6 +60,7 @@ class WalletServicer(WalletServiceServicer):
                 outcomes.append(Outcome(refused.status, render(refused)))
         # A caller that goes away does not undo a group: its answers are stored, and given when it asks again.
         decided = iter(await asyncio.shield(execute_commands(self._engine, self._clock, self._programmes, allowed)) if allowed else [])
+        self._nudge()
         return pb.ExecuteCommandsResponse(
             outcomes=[
                 pb.Outcome(status=outcome.status, body=outcome.body, replayed=outcome.replayed, amount_minor=outcome.amount_minor)
