@@ -144,7 +144,7 @@ class _Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                 except Exception as error:
                     if may_retry(error):
                         # The database goes and comes: who called is told to ask again, and nobody is called to help.
-                        log.warning("call put off", extra={"method": method, "error": type(error).__name__})
+                        log.info("call put off", extra={"method": method, "error": type(error).__name__})
                         await context.abort(grpc.StatusCode.UNAVAILABLE, "try again")
                     log.exception("call failed", extra={"method": method})
                     await context.abort(grpc.StatusCode.INTERNAL, "internal error")
