@@ -31,8 +31,9 @@ bench: setup ## measure against pgbench on the same PostgreSQL; writes benchmark
 lock: setup ## write requirements.lock from the pyproject.toml files (ARGS=--upgrade for the newest versions)
 	@scripts/lock.sh $(ARGS)
 
-protos: setup ## regenerate the stubs in protos/gen
+protos: setup ## regenerate the stubs in protos/gen, and docs/topics.md
 	@scripts/generate_protos.sh
+	@.venv/bin/python scripts/write_topics_page.py
 
 clean: ## remove the environment and caches; data in var/ stays
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis

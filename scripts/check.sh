@@ -32,6 +32,7 @@ check "lint_ast" $bin/python scripts/lint_ast.py
 check "buf lint" $bin/buf lint protos
 check "buf breaking" $bin/buf breaking protos --against protos/released.binpb
 check "stubs" stubs_are_current
+check "docs/topics.md" $bin/python scripts/write_topics_page.py --check
 
 if [ -n "$failed" ]; then
   echo "make check: failed: ${failed#, }"
