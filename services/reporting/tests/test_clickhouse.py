@@ -8,7 +8,7 @@ import pytest
 from kit.settings import SettingsInvalid
 from reporting import clickhouse as module
 from reporting.clickhouse import ClickHouse, DatabaseIsNewer, DataFolderInUse, migrate, migrations_done, newest_migration, open_clickhouse
-from reporting.facts.tables import COLUMNS
+from reporting.facts.columns import COLUMNS
 from reporting.settings import StorageSettings
 
 
@@ -45,7 +45,7 @@ async def test_columns_are_those_that_the_migrations_made(clickhouse: ClickHouse
     made = await clickhouse.query(
         "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}", {"table": table}
     )
-    assert {name: kind for name, kind in made} == COLUMNS[table]
+    assert {row[0]: row[1] for row in made} == COLUMNS[table]
 
 
 async def test_an_insert_is_not_held_up_by_reports(clickhouse: ClickHouse) -> None:
@@ -77,7 +77,8 @@ async def test_only_one_process_opens_the_data_folder(tmp_path: Path) -> None:
     with subprocess.Popen(  # noqa: ASYNC220  # it answers at once
         [sys.executable, "-c", HOLDER, str(tmp_path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
-        assert holder.stdin and holder.stdout
+        assert holder.stdin
+        assert holder.stdout
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(DataFolderInUse, match="open in another reporting process"):
             async with open_clickhouse(storage(folder=tmp_path)):
@@ -86,7 +87,7 @@ async def test_only_one_process_opens_the_data_folder(tmp_path: Path) -> None:
 
 
 async def test_storage_must_be_said() -> None:
-    with pytest.raises(SettingsInvalid, match="Set CLICKHOUSE_URL .* or REPORTING_DATA_DIR"):
+    with pytest.raises(SettingsInvalid, match=r"Set CLICKHOUSE_URL .* or REPORTING_DATA_DIR"):
         async with open_clickhouse(storage()):
             pass
     with pytest.raises(SettingsInvalid, match="CLICKHOUSE_URL must be"):

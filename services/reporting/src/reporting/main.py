@@ -15,10 +15,16 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import uvloop
 
+from kit.bus.connecting import BusSettings, connect
+from kit.bus.consuming import TooManyDeadLetters, consume
+from kit.bus.interface import BusUnavailable
+from kit.clock import SystemClock
 from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
 from reporting.clickhouse import (
@@ -31,12 +37,15 @@ from reporting.clickhouse import (
     newest_migration,
     open_clickhouse,
 )
+from reporting.facts.consumers import GATHER_SECONDS, GROUP, MAX_MESSAGES, TOPICS, FactsHandler
 from reporting.settings import Settings, StorageSettings
 
 log = logging.getLogger(__name__)
 
 DATABASE_WAIT_SECONDS = 30
 DRAIN_SECONDS = 20
+BUS_PAUSE_SECONDS = 1.0
+CLIENT_NAME = "regulars-reporting"
 
 
 class CannotStart(Exception):
@@ -99,38 +108,92 @@ async def run(parts: Parts, storage: StorageSettings) -> None:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        async with asyncio.TaskGroup() as tasks:
-            if parts.consume:
-                tasks.create_task(_consume(clickhouse, stopping))
-            if parts.serve:
-                tasks.create_task(_serve(clickhouse, stopping))
+        handler = FactsHandler(clickhouse)
+        tasks = []
+        if parts.consume:
+            tasks.append(asyncio.create_task(_consume(handler, stopping)))
+        if parts.serve:
+            tasks.append(asyncio.create_task(_serve(clickhouse, handler, stopping, alone=not storage.clickhouse_url)))
+        try:
+            # One that fails ends the process; the other finishes what is under way.
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            stopping.set()
+            await asyncio.wait(tasks)
+        for task in tasks:
+            task.result()
 
 
-async def _serve(clickhouse: ClickHouse, stopping: asyncio.Event) -> None:
-    from kit.clock import SystemClock
+async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyncio.Event, *, alone: bool) -> None:
     from kit.memory import freeze_start_up
-    from kit.rpc import Server
+    from kit.rpc import Server, create_channel
     from kit.tokens import TokenVerifier
+    from regulars.reporting.v1.rebuild_service_pb2_grpc import add_RebuildServiceServicer_to_server
+    from regulars.reporting.v1.report_service_pb2_grpc import add_ReportServiceServicer_to_server
+    from reporting.queries.rpc import ReportServicer
+    from reporting.rebuilds.ledger import export_member
+    from reporting.rebuilds.operations import Rebuilder
+    from reporting.rebuilds.rpc import RebuildServicer
 
-    settings = load(Settings)
+    settings, bus_settings, clock = load(Settings), load(BusSettings), SystemClock()
     try:
-        verifier = TokenVerifier(settings.token_public_key_file.read_bytes(), SystemClock())
+        verifier = TokenVerifier(settings.token_public_key_file.read_bytes(), clock)
     except (OSError, ValueError, TypeError) as error:
         raise CannotStart(f"A key file is not usable: {error}") from error
-    server = Server(verifier, [])
-    freeze_start_up()
-    try:
-        await server.start(settings.listen)
-    except RuntimeError as error:
-        raise CannotStart(f"{settings.listen} cannot be listened on: is another process there?") from error
-    log.info("serving", extra={"listen": settings.listen, "migration": newest_migration()})
-    await stopping.wait()
-    log.info("stopping")
-    await server.stop(DRAIN_SECONDS)
+    async with create_channel(settings.member_address) as channel:
+        rebuilder = Rebuilder(
+            clickhouse,
+            handler,
+            lambda: connect(bus_settings, client_name=CLIENT_NAME),
+            partial(export_member, channel),
+            clock,
+            alone=alone,
+        )
+        server = Server(
+            verifier,
+            [
+                partial(add_ReportServiceServicer_to_server, ReportServicer(clickhouse)),
+                partial(add_RebuildServiceServicer_to_server, RebuildServicer(rebuilder)),
+            ],
+        )
+        await rebuilder.recover()
+        freeze_start_up()
+        try:
+            await server.start(settings.listen)
+        except RuntimeError as error:
+            raise CannotStart(f"{settings.listen} cannot be listened on: is another process there?") from error
+        log.info("serving", extra={"listen": settings.listen, "migration": newest_migration()})
+        await stopping.wait()
+        log.info("stopping")
+        await rebuilder.close()
+        await server.stop(DRAIN_SECONDS)
 
 
-async def _consume(clickhouse: ClickHouse, stopping: asyncio.Event) -> None:
-    await stopping.wait()
+async def _consume(handler: FactsHandler, stopping: asyncio.Event) -> None:
+    settings, is_away = load(BusSettings), False
+    while not stopping.is_set():
+        try:
+            async with connect(settings, client_name=CLIENT_NAME) as bus:
+                log.info("consuming", extra={"topics": TOPICS})
+                await consume(
+                    bus,
+                    GROUP,
+                    TOPICS,
+                    handler,
+                    stop=stopping,
+                    clock=SystemClock(),
+                    together=True,
+                    max_messages=MAX_MESSAGES,
+                    gather_seconds=GATHER_SECONDS,
+                )
+        except BusUnavailable:
+            if not is_away:
+                log.warning("the bus is away; no facts come in until it is back")
+            is_away = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), BUS_PAUSE_SECONDS)
+        except TooManyDeadLetters as stopped:
+            raise CannotStart(str(stopped)) from None
 
 
 async def _answers(clickhouse: ClickHouse) -> None:

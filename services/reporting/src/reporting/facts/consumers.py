@@ -1,7 +1,9 @@
 """The facts from the bus: events in, rows out, and only then the offsets."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
@@ -9,7 +11,7 @@ from kit.bus.consuming import Poison, RetryLater
 from kit.bus.interface import Message
 from reporting.clickhouse import ClickHouse, ClickHouseUnavailable
 from reporting.facts.operations import insert_facts
-from reporting.facts.rules import EventInvalid, Fact, first_invalid, unix_us
+from reporting.facts.rules import EventInvalid, Fact, invalid_among, unix_us
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +32,20 @@ class FactsHandler:
 
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
+        self._turn = asyncio.Lock()
+
+    def held(self) -> AbstractAsyncContextManager[None]:
+        """Inside of the block no facts are inserted; what comes meanwhile waits."""
+        return self._turn
 
     async def __call__(self, messages: Sequence[Message]) -> None:
         facts = [fact_of(message) for message in messages]
         try:
-            await insert_facts(self._clickhouse, facts)
+            async with self._turn:
+                await insert_facts(self._clickhouse, facts)
         except EventInvalid:
-            poison = first_invalid(facts)
-            if poison is None:
-                raise
-            raise Poison(poison.event_id, "not_a_fact") from None
+            invalid = await asyncio.to_thread(invalid_among, facts)
+            raise Poison(invalid[0].event_id, "not_a_fact") from None
         except ClickHouseUnavailable as error:
             raise RetryLater("clickhouse_unavailable") from error
         except ClickHouseError as error:

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from reporting.clickhouse import ClickHouse
+from reporting.facts.columns import COLUMNS, REBUILT
 from reporting.facts.rules import Fact, blocks_of
-from reporting.facts.tables import COLUMNS
 
 
-async def insert_facts(clickhouse: ClickHouse, facts: Sequence[Fact], *, suffix: str = "") -> None:
-    """Inserts what the events say; `suffix` names other tables of the same form. On return all of it is on disk.
+async def insert_facts(clickhouse: ClickHouse, facts: Sequence[Fact]) -> None:
+    """Inserts what the events say. On return all of it is on disk.
 
     After an error some of it may be there; inserting it again changes nothing.
 
@@ -19,10 +19,11 @@ async def insert_facts(clickhouse: ClickHouse, facts: Sequence[Fact], *, suffix:
     """
     # Off the loop: ten thousand events take a quarter of a second.
     blocks = await asyncio.to_thread(blocks_of, facts)
-    await insert_blocks(clickhouse, blocks, suffix=suffix)
+    await insert_blocks(clickhouse, blocks)
 
 
 async def insert_blocks(clickhouse: ClickHouse, blocks: Mapping[str, bytes], *, suffix: str = "") -> None:
-    """Inserts blocks that `blocks_of` made, in their order."""
+    """Inserts blocks that `blocks_of` made, in their order; with a suffix, those of rebuilt facts into the tables of that name."""
     for table, block in blocks.items():
-        await clickhouse.insert(table + suffix, COLUMNS[table], block)
+        name = table + suffix if table in REBUILT else table
+        await clickhouse.insert(name, COLUMNS[table], block)

@@ -4,7 +4,7 @@ An event that comes again gives the same rows, so that they replace themselves.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice, repeat
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from regulars.member.v1 import member_events_pb2 as members_pb
 from regulars.member.v1 import points_events_pb2 as points_pb
 from regulars.member.v1 import sale_events_pb2 as sales_pb
-from reporting.facts.tables import (
+from reporting.facts.columns import (
     COLUMNS,
     FIRST_PURCHASES,
     MEMBERS,
@@ -61,11 +61,16 @@ def unix_us(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+def instant(unix_us: int) -> datetime:
+    """The reverse of `unix_us`."""
+    return _EPOCH + unix_us * _MICROSECOND
+
+
 def blocks_of(facts: Sequence[Fact]) -> dict[str, bytes]:
     """What the events say, as one block of rows for each table concerned, in the order in which they are to be inserted.
 
     Raises:
-        EventInvalid: of one of them at least; `first_invalid` says which.
+        EventInvalid: at least one of them cannot; `invalid_among` says which.
     """
     try:
         rows = _rows_of(facts)
@@ -74,14 +79,14 @@ def blocks_of(facts: Sequence[Fact]) -> dict[str, bytes]:
         raise EventInvalid from error
 
 
-def first_invalid(facts: Iterable[Fact]) -> Fact | None:
-    """The first event that cannot become rows by itself."""
-    for fact in facts:
-        try:
-            blocks_of([fact])
-        except EventInvalid:
-            return fact
-    return None
+def invalid_among(facts: Sequence[Fact]) -> list[Fact]:
+    """The events that cannot become rows, found by halving."""
+    try:
+        blocks_of(facts)
+    except EventInvalid:
+        half = len(facts) // 2
+        return list(facts) if half == 0 else invalid_among(facts[:half]) + invalid_among(facts[half:])
+    return []
 
 
 def _rows_of(facts: Sequence[Fact]) -> Rows:
@@ -313,7 +318,7 @@ def _sums(quantities: Sequence[int], counts: Sequence[int]) -> list[int]:
 
 
 def _utc_day(at_unix_us: int) -> str:
-    return (_EPOCH + timedelta(microseconds=at_unix_us)).date().isoformat()
+    return instant(at_unix_us).date().isoformat()
 
 
 _KNOWN: dict[str, tuple[type[Any], Callable[[Rows, Sequence[Any], list[int]], None]]] = {

@@ -195,6 +195,8 @@ CREATE TABLE IF NOT EXISTS rebuilds
     expected_events UInt64,
     poison UInt64,
     reason LowCardinality(String),
+    -- JSON: where each topic was read to when the new facts took their place.
+    offsets String,
     version UInt64
 )
 ENGINE = ReplacingMergeTree(version)

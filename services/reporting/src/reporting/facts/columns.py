@@ -136,3 +136,6 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "version": "UInt64",
     },
 }
+
+# What a rebuild makes anew. An event that is not understood is no fact, and not in the ledgers.
+REBUILT = tuple(table for table in COLUMNS if table != UNKNOWN_EVENTS)
