@@ -2,8 +2,8 @@
 
 A process is a row of `members` that its heartbeat renews; who does not for `LEASE_SECONDS` of the server's clock is struck out by the
 others, and so loses its partitions. At each heartbeat a process works out who should have what (`sharing.py`), under a lock of the
-group. It takes only what nobody has. What it should give up it gives up when it asks for more messages, since then nothing is under
-way, or after `GRACE_SECONDS` in the middle of a batch. Only who has a partition, at the generation at which it was taken, can read
+group. It takes only what nobody has. What it should give up it gives up when it asks for more messages and all that it was given is
+committed, or after `GRACE_SECONDS` in the middle of a batch. Only who has a partition, at the generation at which it was taken, can read
 or commit it.
 """
 
@@ -78,17 +78,26 @@ RETURNING r.partition_id
 
 @dataclass(slots=True)
 class _Held:
-    """A partition that is this process's. `position` is the offset to read next; what was read already waits in `ahead`."""
+    """A partition that is this process's. `position` is the offset to deliver next, `noted` the one that a successor would begin at.
+
+    What was read already waits in `ahead`.
+    """
 
     id: int
     source: TopicPartition
     generation: int
     position: int
+    noted: int
     ahead: list[Message] = field(default_factory=list)
     has_more: bool = True
     paused: bool = False
     served: int = 0
     give_up_by: float | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether messages of it may be delivered now."""
+        return not self.paused and self.give_up_by is None
 
     def go_to(self, offset: int) -> None:
         self.position = offset
@@ -156,7 +165,7 @@ class PostgresSubscription:
                 # Perhaps no longer this process's: what waits is read again, if it still is.
                 for held in self._held.values():
                     held.go_to(held.position)
-            if 2 * sum(len(held.ahead) for held in self._held.values() if not held.paused) < max_messages:
+            if 2 * sum(len(held.ahead) for held in self._held.values() if held.is_wanted) < max_messages:
                 await self._read_ahead(max_messages)
             taken = self._take(max_messages)
             remaining = deadline - loop.time()
@@ -181,6 +190,9 @@ class PostgresSubscription:
                     [offsets[source] for source in held],
                 )
             noted = {number for (number,) in rows}
+            for source, mine in held.items():
+                if mine.id in noted:
+                    mine.noted = offsets[source]
         lost = [source for source in offsets if source not in held or held[source].id not in noted]
         if lost:
             self._forget(held[source] for source in lost if source in held)
@@ -219,8 +231,8 @@ class PostgresSubscription:
         self._beat_now.set()
 
     async def _hand_over(self) -> None:
-        """Gives up what others should have: all that was delivered of it is done, or will be delivered to them again."""
-        leaving = [held for held in self._held.values() if held.give_up_by is not None]
+        """Gives up what others should have and nothing is under way of."""
+        leaving = [held for held in self._held.values() if held.give_up_by is not None and held.position <= held.noted]
         if not leaving:
             return
         for held in leaving:
@@ -231,7 +243,7 @@ class PostgresSubscription:
 
     async def _read_ahead(self, max_messages: int) -> None:
         """Reads on where messages are known to be as far as one fetch goes; the others, which may have some by now, get their part."""
-        reading = [held for held in self._held.values() if not held.paused and not held.ahead]
+        reading = [held for held in self._held.values() if held.is_wanted and not held.ahead]
         if not reading:
             return
         room = max(1, max_messages // (sum(held.has_more for held in reading) or len(reading)))
@@ -255,14 +267,14 @@ class PostgresSubscription:
             if held.position < run.held_from:
                 if held.position:
                     log.warning("messages passed their retention unread", extra={"group": self._group, "topic": held.source.topic})
-                held.position = run.held_from
+                held.position = held.noted = run.held_from
             held.ahead = run.messages
             end = run.messages[-1].offset + 1 if run.messages else max(begin, run.held_from)
             held.has_more = end < run.held_to
 
     def _take(self, max_messages: int) -> dict[TopicPartition, Sequence[Message]]:
         """Of what was read ahead, the same number from each partition, or more where others have less; who waited longest first."""
-        ready = sorted((held for held in self._held.values() if held.ahead and not held.paused), key=lambda held: held.served)
+        ready = sorted((held for held in self._held.values() if held.ahead and held.is_wanted), key=lambda held: held.served)
         ready = sorted(ready[:max_messages], key=lambda held: len(held.ahead))
         taken: dict[TopicPartition, Sequence[Message]] = {}
         room = max_messages
@@ -347,7 +359,7 @@ class PostgresSubscription:
             source = self._partitions.sources[number]
             held = before.get(source)
             if held is None or held.generation != generation:
-                held = _Held(number, source, generation, committed or 0)
+                held = _Held(number, source, generation, committed or 0, committed or 0)
                 self._news.set()
             if number not in leaving:
                 held.give_up_by = None
