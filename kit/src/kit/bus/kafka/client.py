@@ -1,0 +1,85 @@
+"""How we connect to Kafka, and what its errors mean to callers."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiokafka.errors import ConsumerStoppedError, KafkaError, UnknownTopicOrPartitionError
+from aiokafka.helpers import create_ssl_context
+
+from kit.bus.connecting import KAFKA_SCHEME, BusSettings
+from kit.bus.interface import BusUnavailable
+from kit.settings import SettingsInvalid
+
+# A request that is not answered by then is given up, with its connection: a cut network does not say so. Longer than a rebalance may
+# take, in which the broker holds the answer back.
+REQUEST_SECONDS = 15
+# How long our own calls take at most, so that they can say that the bus is away.
+CALL_SECONDS = 10
+CLOSE_SECONDS = 5
+_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+
+# It reports every attempt to reach a broker as an error; our callers say once that the bus is away, and once that it is back.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+def client_options(settings: BusSettings, client_name: str) -> dict[str, Any]:
+    """What every client is given: where the brokers are, who we are, and how we prove it.
+
+    Raises:
+        SettingsInvalid: the settings contradict one another, or a file cannot be read.
+    """
+    protocol, mechanism = settings.kafka_security_protocol.upper(), settings.kafka_sasl_mechanism.upper()
+    brokers = [address for address in settings.bus_url.removeprefix(KAFKA_SCHEME).rstrip("/").split(",") if address]
+    options: dict[str, Any] = {
+        "bootstrap_servers": brokers,
+        "client_id": client_name,
+        "security_protocol": protocol,
+        "request_timeout_ms": REQUEST_SECONDS * 1000,
+        "metadata_max_age_ms": 60_000,
+    }
+    faults = []
+    if not brokers:
+        faults.append("BUS_URL must name a broker: kafka://host:port.")
+    if protocol not in _PROTOCOLS:
+        faults.append(f"KAFKA_SECURITY_PROTOCOL must be one of {', '.join(_PROTOCOLS)}.")
+    if protocol.startswith("SASL"):
+        if mechanism not in _MECHANISMS:
+            faults.append(f"KAFKA_SASL_MECHANISM must be one of {', '.join(_MECHANISMS)}.")
+        if not settings.kafka_sasl_username or not settings.kafka_sasl_password_file:
+            faults.append("Set KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD_FILE.")
+        options |= {"sasl_mechanism": mechanism, "sasl_plain_username": settings.kafka_sasl_username}
+    if faults:
+        raise SettingsInvalid(faults)
+    try:
+        if protocol.startswith("SASL"):
+            options["sasl_plain_password"] = Path(settings.kafka_sasl_password_file).read_text("utf-8").strip()
+        if protocol.endswith("SSL"):
+            options["ssl_context"] = create_ssl_context(
+                cafile=settings.kafka_ssl_ca_file or None,
+                certfile=settings.kafka_ssl_certificate_file or None,
+                keyfile=settings.kafka_ssl_key_file or None,
+            )
+    except OSError as error:
+        named = f" ({error.filename})" if error.filename else ""
+        raise SettingsInvalid(
+            [f"A file that the KAFKA settings name cannot be used{named}: {error.strerror or type(error).__name__}."]
+        ) from None
+    return options
+
+
+@contextmanager
+def unavailable_as(doing: str) -> Iterator[None]:
+    """Whatever keeps Kafka from doing it is raised as `BusUnavailable`, which names the kind of the error and no value."""
+    try:
+        yield
+    except (KafkaError, ConsumerStoppedError, OSError) as error:
+        raise BusUnavailable(f"Kafka, {doing}: {type(error).__name__}.") from error
+
+
+def says_unknown(error: BaseException) -> bool:
+    """Whether it says that there is no such topic."""
+    return isinstance(error, UnknownTopicOrPartitionError)

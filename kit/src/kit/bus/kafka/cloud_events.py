@@ -1,0 +1,58 @@
+"""An event as a Kafka record: the CloudEvents binding in binary mode.
+
+The key orders it, the value is the payload as it is, and the headers say what it is: `ce_id` is the event's id, `ce_type` its message's
+name, `ce_source` the service that owns the topic, `ce_time` when it was recorded, `traceparent` what it is a part of.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from kit.bus.interface import Message
+from kit.outbox import Event
+
+_SPECVERSION = ("ce_specversion", b"1.0")
+_CONTENT_TYPE = ("content-type", b"application/protobuf")
+
+
+def headers(event: Event) -> list[tuple[str, bytes]]:
+    """The headers of an event's record."""
+    found = [
+        _SPECVERSION,
+        ("ce_id", event.event_id.encode()),
+        ("ce_type", event.type.encode()),
+        ("ce_source", f"/regulars/{event.topic.partition('.')[0]}".encode()),
+        ("ce_time", event.recorded_at.astimezone(UTC).isoformat().encode()),
+        _CONTENT_TYPE,
+    ]
+    if event.traceparent:
+        found.append(("traceparent", event.traceparent.encode()))
+    return found
+
+
+def messages(records: Iterable[Any]) -> list[Message]:
+    """The records, as aiokafka gives them, as messages."""
+    return [_message(record) for record in records]
+
+
+def _message(record: Any) -> Message:  # noqa: ANN401  # aiokafka's record, which has no types
+    said = dict(record.headers)
+    return Message(
+        record.topic,
+        record.partition,
+        record.offset,
+        said.get("ce_id", b"").decode(),
+        (record.key or b"").decode("utf-8", "replace"),
+        said.get("ce_type", b"").decode(),
+        record.value or b"",
+        said.get("traceparent", b"").decode(),
+        _recorded_at(said.get("ce_time", b""), record.timestamp),
+    )
+
+
+def _recorded_at(said: bytes, timestamp_ms: int) -> datetime:
+    try:
+        return datetime.fromisoformat(said.decode())
+    except ValueError:
+        # Written by someone else: when Kafka says that it was written.
+        return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
