@@ -4,6 +4,7 @@ Only the module of the subcommand called is imported, so that the long-running `
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,7 +16,11 @@ COMMANDS = {
     "programme": "regulars_cli.programmes",
     "import": "regulars_cli.imports.command",
     "reconcile": "regulars_cli.reconcile",
+    "bus": "regulars_cli.bus.command",
 }
+
+# As a shell names the end by SIGPIPE.
+CLOSED_PIPE = 141
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -33,7 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     called = given[0] if given and given[0] in COMMANDS else None
     parsed = build_parser(called).parse_args(given)
-    code: int = parsed.func(parsed)
+    try:
+        code: int = parsed.func(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has what it wanted, as `head` does. What is left to write goes nowhere, without another complaint at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     return code
 
 
