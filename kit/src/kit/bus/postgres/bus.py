@@ -66,21 +66,17 @@ SELECT t.name, t.partitions, t.retention, p.partition, p.first_offset, p.next_of
 FROM topics AS t JOIN partitions AS p ON p.topic = t.name
 ORDER BY t.name, p.partition
 """
-_LAG = """
+_IS_ALIVE = "abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2"
+_LAG = f"""
 SELECT p.topic, p.partition, r.committed, p.first_offset, p.next_offset, coalesce(m.client_name, '')
 FROM readings AS r
 JOIN partitions AS p ON p.id = r.partition_id
-LEFT JOIN members AS m ON m.id = r.member_id
-WHERE r.group_name = $1 AND (r.committed IS NOT NULL OR r.member_id IS NOT NULL)
+LEFT JOIN members AS m ON m.id = r.member_id AND {_IS_ALIVE}
+WHERE r.group_name = $1 AND (r.committed IS NOT NULL OR m.id IS NOT NULL)
 ORDER BY p.topic, p.partition
 """
-_GROUPS = "SELECT DISTINCT group_name FROM readings WHERE committed IS NOT NULL OR member_id IS NOT NULL ORDER BY group_name"
-_JOINED = """
-SELECT EXISTS (
-    SELECT FROM members
-    WHERE group_name = $1 AND abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2
-)
-"""
+_GROUPS = "SELECT name FROM groups ORDER BY name"
+_JOINED = f"SELECT EXISTS (SELECT FROM members WHERE group_name = $1 AND {_IS_ALIVE})"
 _SET_OFFSETS = """
 INSERT INTO readings (group_name, partition_id, committed) SELECT $1, * FROM unnest($2::integer[], $3::bigint[])
 ON CONFLICT (group_name, partition_id)
@@ -190,7 +186,7 @@ class PostgresBus:
     async def lag(self, group: str) -> Sequence[PartitionLag]:
         """See `kit.bus.interface.Bus`."""
         async with self._link.use("say how far a group is") as connection:
-            rows = await connection.fetch(_LAG, group)
+            rows = await connection.fetch(_LAG, group, LEASE_SECONDS)
         return [PartitionLag(TopicPartition(topic, partition), *figures) for topic, partition, *figures in rows]
 
     async def groups(self) -> Sequence[str]:

@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 import asyncpg
+import msgspec
 
 from kit.bus.interface import Message, TopicPartition, TopicUnknown, partition_of
 from kit.db import RawConnection
@@ -14,15 +16,19 @@ from kit.outbox import Event
 MESSAGES_PER_ROW = 512
 TRIMMED_ROWS = 100
 
+# Of each message: event_id, key, type, payload, traceparent, recorded_at.
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[tuple[str, str, str, bytes, str, datetime]]).decode
+
 # Executed for several rows in one transaction. The update holds the partition's row until the commit, so offsets become visible in
 # their order and a reader can skip none; the partitions come sorted, so two publishers never wait for each other in a circle. A
 # partition that is not there leaves NULL where a number must be, and nothing is published.
 _APPEND = """
 WITH drawn AS (
-    UPDATE partitions SET next_offset = next_offset + cardinality($2::text[]) WHERE id = $1 RETURNING next_offset
+    UPDATE partitions SET next_offset = next_offset + $2 WHERE id = $1 RETURNING next_offset
 )
-INSERT INTO batches (partition_id, first_offset, next_offset, published_at, event_ids, keys, types, payloads, traceparents, recorded_at)
-SELECT $1, (SELECT next_offset FROM drawn) - cardinality($2), (SELECT next_offset FROM drawn), clock_timestamp(), $2, $3, $4, $5, $6, $7
+INSERT INTO batches (partition_id, first_offset, next_offset, published_at, messages)
+SELECT $1, (SELECT next_offset FROM drawn) - $2, (SELECT next_offset FROM drawn), clock_timestamp(), $3
 """
 
 # What was trimmed is skipped, whatever was asked for.
@@ -37,10 +43,7 @@ LEFT JOIN LATERAL (
     ORDER BY first_offset
 ) AS b ON true
 """
-COLUMNS = """
-w.id, p.first_offset AS held_from, p.next_offset AS held_to, b.first_offset, b.event_ids, b.keys, b.types, b.payloads, b.traceparents,
-b.recorded_at
-"""
+COLUMNS = "w.id, p.first_offset AS held_from, p.next_offset AS held_to, b.first_offset, b.messages"
 _READ = f"SELECT {COLUMNS} FROM unnest($1::integer[], $2::bigint[], $3::bigint[]) AS w (id, begin, room) {ROWS}"
 
 # The oldest rows as far as all of them are older than the retention: a clock that was set back leaves younger dates before older ones.
@@ -134,15 +137,8 @@ def _rows(spread: Mapping[int, list[Event]]) -> Iterator[tuple[object, ...]]:
         mine = spread[number]
         for begin in range(0, len(mine), MESSAGES_PER_ROW):
             part = mine[begin : begin + MESSAGES_PER_ROW]
-            yield (
-                number,
-                [event.event_id for event in part],
-                [event.key for event in part],
-                [event.type for event in part],
-                [event.payload for event in part],
-                [event.traceparent for event in part],
-                [event.recorded_at for event in part],
-            )
+            fields = [(event.event_id, event.key, event.type, event.payload, event.traceparent, event.recorded_at) for event in part]
+            yield number, len(part), _encode(fields).decode()
 
 
 async def read(connection: RawConnection, partitions: Partitions, windows: Sequence[Window]) -> dict[int, Run]:
@@ -154,18 +150,16 @@ async def read(connection: RawConnection, partitions: Partitions, windows: Seque
 def runs(rows: Sequence[asyncpg.Record], partitions: Partitions, begins: Mapping[int, int]) -> dict[int, Run]:
     """The rows of `COLUMNS` as messages; those of a row that come before what was asked for are left out."""
     found: dict[int, Run] = {}
-    for number, held_from, held_to, first, *fields in rows:
+    for number, held_from, held_to, first, text in rows:
         run = found.get(number)
         if run is None:
             run = found[number] = Run(held_from, held_to, [])
         if first is None:
             continue
         topic, partition = partitions.sources[number]
-        skipped = max(0, begins[number] - first)
-        asked = [field[skipped:] for field in fields] if skipped else fields
-        run.messages.extend(
-            Message(topic, partition, offset, *message) for offset, message in enumerate(zip(*asked, strict=True), first + skipped)
-        )
+        asked = max(first, begins[number])
+        messages = _decode(text)[asked - first :]
+        run.messages.extend([Message(topic, partition, offset, *fields) for offset, fields in enumerate(messages, asked)])
     return found
 
 

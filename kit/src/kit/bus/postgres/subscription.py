@@ -268,6 +268,10 @@ class PostgresSubscription:
                 if held.position:
                     log.warning("messages passed their retention unread", extra={"group": self._group, "topic": held.source.topic})
                 held.position = held.noted = run.held_from
+            if begin > run.held_to:
+                log.warning("the bus has fewer messages than were read: it was restored", extra={"group": self._group})
+                held.go_to(run.held_to)
+                continue
             held.ahead = run.messages
             end = run.messages[-1].offset + 1 if run.messages else max(begin, run.held_from)
             held.has_more = end < run.held_to
