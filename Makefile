@@ -1,13 +1,13 @@
 # Every target is one command; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help up down setup test check bench lock protos clean
+.PHONY: help up down setup test check bench bench-events lock protos clean
 SHELL := /bin/sh
 PORT ?= 8600
 REGULARS := .venv/bin/regulars
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-10s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-14s%s\n", $$1, $$2 }'
 
 # make hands DATABASE_URL on through the environment: it may hold a password, and a command line can be read by others.
 up: setup ## start everything on this machine until Ctrl-C (PORT=8600, DATABASE_URL=postgresql://… instead of the embedded server)
@@ -27,6 +27,9 @@ check: setup ## style, types, imports, the house's rules, protos
 
 bench: setup ## measure against pgbench on the same PostgreSQL; writes benchmarks/results
 	@.venv/bin/python -m benchmarks
+
+bench-events: setup ## measure events beside bare loops over the same Kafka and PostgreSQL (ARGS=--quick); writes benchmarks/results
+	@.venv/bin/python -m benchmarks.events $(ARGS)
 
 lock: setup ## write requirements.lock from the pyproject.toml files (ARGS=--upgrade for the newest versions)
 	@scripts/lock.sh $(ARGS)

@@ -1,0 +1,200 @@
+"""How soon a sale is in the reports while the whole system runs at half its load, and how large outbox, inbox and bus become.
+
+The load is the one of `make bench`: sales through the public API. Beside it ten sales a second are probes, each of a SKU of its own, and
+one report after another asks for the probes that were not seen yet. A probe's time runs from before its sale is sent, which is
+before it was committed, until the answer that shows it has come: it is never less than from commit to visible.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import httpx
+
+from benchmarks.system import REPOSITORY, System
+from kit.clock import SystemClock
+
+CLIENTS = 64
+PROBES_A_SECOND = 10
+ASK_EVERY_SECONDS = 0.05
+DRAIN_SECONDS = 120
+
+
+async def measure(system: System, *, members: int, closed_seconds: int, open_seconds: int) -> dict[str, Any]:
+    """A closed loop for its rate, then half of that with probes; outbox and bus are looked at all the while."""
+    ids = await system.add_members(members)
+    await system.settle()
+    sizes = Sizes(system)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{system.port}", timeout=30) as client:
+        reports = Reports(client, system)
+        await sizes.note("before")
+        closed = await sizes.during("full load", lambda: _load(system, ids, "closed", closed_seconds, 0))
+        drained = await _until_all_visible(system, reports)
+        await sizes.note("full load is visible")
+        rate = int(closed["rate"] / 2)
+        probing = asyncio.create_task(reports.probe(open_seconds))
+        before = system.cpu_seconds()
+        half = await sizes.during("half load", lambda: _load(system, ids, "half", open_seconds, rate))
+        after = system.cpu_seconds()
+        seen = sorted(await probing)
+        await _until_all_visible(system, reports)
+        await sizes.note("after")
+    return {
+        "closed": closed,
+        "drain_seconds": drained,
+        "half": half,
+        "probes": len(seen),
+        "p50_seconds": seen[len(seen) // 2],
+        "p99_seconds": seen[min(len(seen) - 1, len(seen) * 99 // 100)],
+        "max_seconds": seen[-1],
+        "cpu_us_per_sale": {name: (after[name] - before.get(name, 0.0)) / half["answered"] * 1e6 for name in after},
+        "sizes": sizes.found,
+        "memory_mib": system.memory_mib(),
+    }
+
+
+class Reports:
+    """Sends probes and asks for them."""
+
+    def __init__(self, client: httpx.AsyncClient, system: System) -> None:
+        self._client = client
+        self._up = system.up
+        today = SystemClock().now().date()
+        self._days = {"from": str(today - timedelta(days=1)), "to": str(today + timedelta(days=2))}
+
+    async def receipts(self) -> int:
+        """How many sales are visible."""
+        rows = await self._query({"metrics": ["receipts"], "dimensions": []})
+        return int(rows[0][0]) if rows else 0
+
+    async def probe(self, seconds: int) -> list[float]:
+        """Seconds from before each probe was sent until a report showed it."""
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        sent: dict[str, float] = {}
+        found: list[float] = []
+        sending: set[asyncio.Task[None]] = set()
+        number = 0
+        while sent or clock() < begun + seconds:
+            while number < min(clock() - begun, seconds) * PROBES_A_SECOND:
+                sku = f"probe-{number}"
+                sent[sku] = begun + number / PROBES_A_SECOND
+                sending.add(asyncio.create_task(self._sell(sku)))
+                number += 1
+            asked = clock()
+            if sent:
+                filters = [{"field": "sku", "op": "in", "values": list(sent)}]
+                rows = await self._query({"metrics": ["items"], "dimensions": ["sku"], "filters": filters, "limit": 5000})
+                found += [clock() - sent.pop(row[0]) for row in rows]
+            await asyncio.sleep(max(0.0, asked + ASK_EVERY_SECONDS - clock()))
+        await asyncio.gather(*sending)
+        return found
+
+    async def _sell(self, sku: str) -> None:
+        sale = {
+            "operation_id": f"bench-{sku}",
+            "store_id": self._up["store_id"],
+            "till_id": self._up["till_id"],
+            "sold_at": SystemClock().now().isoformat(),
+            "currency": "CNY",
+            "lines": [{"line_no": 1, "sku": sku, "quantity": "1", "unit_price": "9.90", "amount_minor": 990}],
+            "tenders": [{"type": "cash", "amount_minor": 990}],
+        }
+        answer = await self._client.post("/v1/sales", json=sale, headers={"Authorization": f"Bearer {self._up['till_key']}"})
+        answer.raise_for_status()
+
+    async def _query(self, query: dict[str, Any]) -> list[list[Any]]:
+        answer = await self._client.post(
+            "/v1/reports/query", json=query | self._days, headers={"Authorization": f"Bearer {self._up['admin_key']}"}
+        )
+        if answer.is_error:
+            raise RuntimeError(answer.text)
+        rows: list[list[Any]] = answer.json()["rows"]
+        return rows
+
+
+class Sizes:
+    """Rows and bytes of the tables that events pass through, as the server counts them."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self.found: dict[str, dict[str, dict[str, int]]] = {}
+
+    async def note(self, when: str) -> None:
+        """Looks once; of several looks under the same name the largest figures stay."""
+        for database, table in (("member", "outbox"), ("bus", "batches")):
+            connection = await asyncpg.connect(self._system.url(database))
+            try:
+                if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+                    continue
+                (row,) = await connection.fetch(
+                    f"""
+                    SELECT (SELECT count(*) FROM {table}) AS rows, pg_total_relation_size('{table}') AS bytes,
+                        (SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = '{table}') AS dead_rows
+                    """
+                )
+            finally:
+                await connection.close()
+            largest = self.found.setdefault(when, {}).setdefault(table, dict.fromkeys(row.keys(), 0))
+            for name, value in row.items():
+                largest[name] = max(largest[name], value)
+
+    async def during(self, when: str, act: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Looks once a second until `act` is done."""
+        looking = asyncio.create_task(self._look(when))
+        try:
+            return await act()
+        finally:
+            looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await looking
+
+    async def _look(self, when: str) -> None:
+        while True:
+            await self.note(when)
+            await asyncio.sleep(1)
+
+
+async def _load(system: System, members: list[str], name: str, seconds: int, rate: int) -> dict[str, Any]:
+    job = {
+        "host": "127.0.0.1",
+        "port": system.port,
+        "key": system.up["till_key"],
+        "store_id": system.up["store_id"],
+        "till_id": system.up["till_id"],
+        "sold_at": SystemClock().now().isoformat(),
+        "members": members,
+        "clients": CLIENTS,
+        "seconds": seconds,
+        "rate": rate,
+        "prefix": f"bench-{name}",
+        "seed": 1,
+    }
+    generator = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.load", cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    printed, _ = await generator.communicate(json.dumps(job).encode())
+    result: dict[str, Any] = json.loads(printed)
+    return result
+
+
+async def _until_all_visible(system: System, reports: Reports) -> float:
+    """Seconds until the reports show every sale there is."""
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    connection = await asyncpg.connect(system.url("member"))
+    sales: int = await connection.fetchval("SELECT count(*) FROM sales")
+    await connection.close()
+    while (seen := await reports.receipts()) < sales:
+        if clock() > begun + DRAIN_SECONDS:
+            raise RuntimeError(f"{seen:,} of {sales:,} sales are in the reports after {DRAIN_SECONDS} seconds")
+        await asyncio.sleep(0.05)
+    if seen > sales:
+        raise RuntimeError(f"{seen:,} sales are in the reports, and {sales:,} were made")
+    return clock() - begun
