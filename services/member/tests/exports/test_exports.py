@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.message import Message
 
 from kit.db import raw, reading, transaction
+from kit.ids import uuid7
 from kit.outbox import Event
 from kit.problems import Refusal
 from member.exports.reads import export_page
@@ -123,7 +124,7 @@ async def summary_of(past: Past, *, before: int | None = None, from_day: date | 
     at = instant(before) if before is not None else past.desk.clock.now() + timedelta(seconds=1)
     async with transaction(past.desk.engine, snapshot=True) as connection:
         driver = raw(connection)
-        return await summarise(driver, await Books().current(driver), at, from_day=from_day, to_day=to_day)
+        return await summarise(driver, await Books().current(driver), at, uuid7(), from_day=from_day, to_day=to_day)
 
 
 async def test_the_summary_is_the_sum_of_the_events(past: Past) -> None:
@@ -132,7 +133,11 @@ async def test_the_summary_is_the_sum_of_the_events(past: Past) -> None:
     await past.happen(30)
     rows = await published(past)
     messages = [(row["recorded_at"], decoded(row["type"], row["payload"])) for row in rows]
-    assert as_sums(await summary_of(past)) == sums_of_events([message for _, message in messages])
+    whole = await summary_of(past)
+    assert as_sums(whole) == sums_of_events([message for _, message in messages])
+    joined = Counter(message.joined_on for _, message in messages if isinstance(message, member_events_pb2.MemberSignedUp))
+    assert {day.isoformat(): members for day, members in whole.members_days} == joined
+    assert whole.unpublished_events == len(rows)
 
     days = sorted({day for _, message in messages for day in days_of(message)})
     first, last = days[len(days) // 3], days[2 * len(days) // 3]

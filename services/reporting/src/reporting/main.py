@@ -129,22 +129,25 @@ async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asynci
     from kit.rpc import Server, create_channel
     from kit.tokens import TokenVerifier
     from regulars.reporting.v1.rebuild_service_pb2_grpc import add_RebuildServiceServicer_to_server
+    from regulars.reporting.v1.reconcile_service_pb2_grpc import add_ReconcileServiceServicer_to_server
     from regulars.reporting.v1.report_service_pb2_grpc import add_ReportServiceServicer_to_server
     from reporting.queries.rpc import ReportServicer
     from reporting.rebuilds.ledger import export_member
     from reporting.rebuilds.operations import Rebuilder
     from reporting.rebuilds.rpc import RebuildServicer
+    from reporting.reconcile.rpc import ReconcileServicer
 
     settings, bus_settings, clock = load(Settings), load(BusSettings), SystemClock()
     try:
         verifier = TokenVerifier(settings.token_public_key_file.read_bytes(), clock)
     except (OSError, ValueError, TypeError) as error:
         raise CannotStart(f"A key file is not usable: {error}") from error
+    open_bus = partial(connect, bus_settings, client_name=CLIENT_NAME)
     async with create_channel(settings.member_address) as channel:
         rebuilder = Rebuilder(
             clickhouse,
             handler,
-            lambda: connect(bus_settings, client_name=CLIENT_NAME),
+            open_bus,
             partial(export_member, channel),
             clock,
             alone=alone,
@@ -154,6 +157,7 @@ async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asynci
             [
                 partial(add_ReportServiceServicer_to_server, ReportServicer(clickhouse)),
                 partial(add_RebuildServiceServicer_to_server, RebuildServicer(rebuilder)),
+                partial(add_ReconcileServiceServicer_to_server, ReconcileServicer(clickhouse, open_bus, channel)),
             ],
         )
         await rebuilder.recover()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'regulars/member/v1/export_service.proto\x12\x12regulars.member.v1\"<\n\x13\x45xportEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"b\n\x14\x45xportEventsResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.regulars.member.v1.ExportedEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"y\n\rExportedEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x1b\n\x13recorded_at_unix_us\x18\x06 \x01(\x03\"[\n\x16SummariseLedgerRequest\x12\x10\n\x08\x66rom_day\x18\x01 \x01(\t\x12\x0e\n\x06to_day\x18\x02 \x01(\t\x12\x1f\n\x17recorded_before_unix_us\x18\x03 \x01(\x03\"\xd8\x01\n\x17SummariseLedgerResponse\x12\x1f\n\x17recorded_before_unix_us\x18\x01 \x01(\x03\x12\x30\n\nstore_days\x18\x02 \x03(\x0b\x32\x1c.regulars.member.v1.StoreDay\x12\x32\n\x0bpoints_days\x18\x03 \x03(\x0b\x32\x1d.regulars.member.v1.PointsDay\x12\x36\n\rpoints_totals\x18\x04 \x03(\x0b\x32\x1f.regulars.member.v1.PointsTotal\"\x9d\x02\n\x08StoreDay\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62usiness_day\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x10\n\x08receipts\x18\x04 \x01(\x03\x12\x13\n\x0bgross_minor\x18\x05 \x01(\x03\x12\x16\n\x0e\x64iscount_minor\x18\x06 \x01(\x03\x12\x11\n\tnet_minor\x18\x07 \x01(\x03\x12\x15\n\rpayable_minor\x18\x08 \x01(\x03\x12\x10\n\x08quantity\x18\t \x01(\t\x12\x0f\n\x07returns\x18\n \x01(\x03\x12\x1a\n\x12returned_net_minor\x18\x0b \x01(\x03\x12\x14\n\x0crefund_minor\x18\x0c \x01(\x03\x12\x19\n\x11returned_quantity\x18\r \x01(\t\"\x8d\x01\n\tPointsDay\x12\x14\n\x0cprogramme_id\x18\x01 \x01(\t\x12\x0b\n\x03\x64\x61y\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x03\x12\x0e\n\x06points\x18\x05 \x01(\x03\x12\x0f\n\x07pending\x18\x06 \x01(\x03\x12\x0c\n\x04\x64\x65\x62t\x18\x07 \x01(\x03\x12\x0f\n\x07\x65xpired\x18\x08 \x01(\x03\"S\n\x0bPointsTotal\x12\x14\n\x0cprogramme_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x02 \x01(\x03\x12\x0f\n\x07pending\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x65\x62t\x18\x04 \x01(\x03\x32\xde\x01\n\rExportService\x12\x61\n\x0c\x45xportEvents\x12\'.regulars.member.v1.ExportEventsRequest\x1a(.regulars.member.v1.ExportEventsResponse\x12j\n\x0fSummariseLedger\x12*.regulars.member.v1.SummariseLedgerRequest\x1a+.regulars.member.v1.SummariseLedgerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'regulars/member/v1/export_service.proto\x12\x12regulars.member.v1\"<\n\x13\x45xportEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"b\n\x14\x45xportEventsResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.regulars.member.v1.ExportedEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"y\n\rExportedEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x1b\n\x13recorded_at_unix_us\x18\x06 \x01(\x03\"s\n\x16SummariseLedgerRequest\x12\x10\n\x08\x66rom_day\x18\x01 \x01(\t\x12\x0e\n\x06to_day\x18\x02 \x01(\t\x12\x1f\n\x17recorded_before_unix_us\x18\x03 \x01(\x03\x12\x16\n\x0emembers_before\x18\x04 \x01(\t\"\xc2\x02\n\x17SummariseLedgerResponse\x12\x1f\n\x17recorded_before_unix_us\x18\x01 \x01(\x03\x12\x30\n\nstore_days\x18\x02 \x03(\x0b\x32\x1c.regulars.member.v1.StoreDay\x12\x32\n\x0bpoints_days\x18\x03 \x03(\x0b\x32\x1d.regulars.member.v1.PointsDay\x12\x36\n\rpoints_totals\x18\x04 \x03(\x0b\x32\x1f.regulars.member.v1.PointsTotal\x12\x16\n\x0emembers_before\x18\x05 \x01(\t\x12\x34\n\x0cmembers_days\x18\x06 \x03(\x0b\x32\x1e.regulars.member.v1.MembersDay\x12\x1a\n\x12unpublished_events\x18\x07 \x01(\x03\"\x9d\x02\n\x08StoreDay\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62usiness_day\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x10\n\x08receipts\x18\x04 \x01(\x03\x12\x13\n\x0bgross_minor\x18\x05 \x01(\x03\x12\x16\n\x0e\x64iscount_minor\x18\x06 \x01(\x03\x12\x11\n\tnet_minor\x18\x07 \x01(\x03\x12\x15\n\rpayable_minor\x18\x08 \x01(\x03\x12\x10\n\x08quantity\x18\t \x01(\t\x12\x0f\n\x07returns\x18\n \x01(\x03\x12\x1a\n\x12returned_net_minor\x18\x0b \x01(\x03\x12\x14\n\x0crefund_minor\x18\x0c \x01(\x03\x12\x19\n\x11returned_quantity\x18\r \x01(\t\"\x8d\x01\n\tPointsDay\x12\x14\n\x0cprogramme_id\x18\x01 \x01(\t\x12\x0b\n\x03\x64\x61y\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x03\x12\x0e\n\x06points\x18\x05 \x01(\x03\x12\x0f\n\x07pending\x18\x06 \x01(\x03\x12\x0c\n\x04\x64\x65\x62t\x18\x07 \x01(\x03\x12\x0f\n\x07\x65xpired\x18\x08 \x01(\x03\"S\n\x0bPointsTotal\x12\x14\n\x0cprogramme_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x02 \x01(\x03\x12\x0f\n\x07pending\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x65\x62t\x18\x04 \x01(\x03\"*\n\nMembersDay\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x01(\x03\x32\xde\x01\n\rExportService\x12\x61\n\x0c\x45xportEvents\x12\'.regulars.member.v1.ExportEventsRequest\x1a(.regulars.member.v1.ExportEventsResponse\x12j\n\x0fSummariseLedger\x12*.regulars.member.v1.SummariseLedgerRequest\x1a+.regulars.member.v1.SummariseLedgerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTEDEVENT']._serialized_start=225
   _globals['_EXPORTEDEVENT']._serialized_end=346
   _globals['_SUMMARISELEDGERREQUEST']._serialized_start=348
-  _globals['_SUMMARISELEDGERREQUEST']._serialized_end=439
-  _globals['_SUMMARISELEDGERRESPONSE']._serialized_start=442
-  _globals['_SUMMARISELEDGERRESPONSE']._serialized_end=658
-  _globals['_STOREDAY']._serialized_start=661
-  _globals['_STOREDAY']._serialized_end=946
-  _globals['_POINTSDAY']._serialized_start=949
-  _globals['_POINTSDAY']._serialized_end=1090
-  _globals['_POINTSTOTAL']._serialized_start=1092
-  _globals['_POINTSTOTAL']._serialized_end=1175
-  _globals['_EXPORTSERVICE']._serialized_start=1178
-  _globals['_EXPORTSERVICE']._serialized_end=1400
+  _globals['_SUMMARISELEDGERREQUEST']._serialized_end=463
+  _globals['_SUMMARISELEDGERRESPONSE']._serialized_start=466
+  _globals['_SUMMARISELEDGERRESPONSE']._serialized_end=788
+  _globals['_STOREDAY']._serialized_start=791
+  _globals['_STOREDAY']._serialized_end=1076
+  _globals['_POINTSDAY']._serialized_start=1079
+  _globals['_POINTSDAY']._serialized_end=1220
+  _globals['_POINTSTOTAL']._serialized_start=1222
+  _globals['_POINTSTOTAL']._serialized_end=1305
+  _globals['_MEMBERSDAY']._serialized_start=1307
+  _globals['_MEMBERSDAY']._serialized_end=1349
+  _globals['_EXPORTSERVICE']._serialized_start=1352
+  _globals['_EXPORTSERVICE']._serialized_end=1574
 # @@protoc_insertion_point(module_scope)

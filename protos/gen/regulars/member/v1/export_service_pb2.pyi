@@ -107,21 +107,25 @@ class SummariseLedgerRequest(_message.Message):
     FROM_DAY_FIELD_NUMBER: _builtins.int
     TO_DAY_FIELD_NUMBER: _builtins.int
     RECORDED_BEFORE_UNIX_US_FIELD_NUMBER: _builtins.int
+    MEMBERS_BEFORE_FIELD_NUMBER: _builtins.int
     from_day: _builtins.str
     """Days YYYY-MM-DD: the first is included, the second is not. Empty: without a bound."""
     to_day: _builtins.str
     recorded_before_unix_us: _builtins.int
     """Only what was recorded before; 0: before now. The answer repeats it."""
+    members_before: _builtins.str
+    """Only members whose ids are less; empty: an id made now. The answer repeats it."""
     def __init__(
         self,
         *,
         from_day: _builtins.str = ...,
         to_day: _builtins.str = ...,
         recorded_before_unix_us: _builtins.int = ...,
+        members_before: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_day", b"from_day", "recorded_before_unix_us", b"recorded_before_unix_us", "to_day", b"to_day"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_day", b"from_day", "members_before", b"members_before", "recorded_before_unix_us", b"recorded_before_unix_us", "to_day", b"to_day"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -135,13 +139,21 @@ class SummariseLedgerResponse(_message.Message):
     STORE_DAYS_FIELD_NUMBER: _builtins.int
     POINTS_DAYS_FIELD_NUMBER: _builtins.int
     POINTS_TOTALS_FIELD_NUMBER: _builtins.int
+    MEMBERS_BEFORE_FIELD_NUMBER: _builtins.int
+    MEMBERS_DAYS_FIELD_NUMBER: _builtins.int
+    UNPUBLISHED_EVENTS_FIELD_NUMBER: _builtins.int
     recorded_before_unix_us: _builtins.int
+    members_before: _builtins.str
+    unpublished_events: _builtins.int
+    """Events of these facts or of later ones that wait to be published; counted up to a million."""
     @_builtins.property
     def store_days(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreDay]: ...
     @_builtins.property
     def points_days(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsDay]: ...
     @_builtins.property
     def points_totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsTotal]: ...
+    @_builtins.property
+    def members_days(self) -> _containers.RepeatedCompositeFieldContainer[Global___MembersDay]: ...
     def __init__(
         self,
         *,
@@ -149,10 +161,13 @@ class SummariseLedgerResponse(_message.Message):
         store_days: _abc.Iterable[Global___StoreDay] | None = ...,
         points_days: _abc.Iterable[Global___PointsDay] | None = ...,
         points_totals: _abc.Iterable[Global___PointsTotal] | None = ...,
+        members_before: _builtins.str = ...,
+        members_days: _abc.Iterable[Global___MembersDay] | None = ...,
+        unpublished_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["points_days", b"points_days", "points_totals", b"points_totals", "recorded_before_unix_us", b"recorded_before_unix_us", "store_days", b"store_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members_before", b"members_before", "members_days", b"members_days", "points_days", b"points_days", "points_totals", b"points_totals", "recorded_before_unix_us", b"recorded_before_unix_us", "store_days", b"store_days", "unpublished_events", b"unpublished_events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,3 +303,27 @@ class PointsTotal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PointsTotal: _TypeAlias = PointsTotal  # noqa: Y015
+
+@_typing.final
+class MembersDay(_message.Message):
+    """Members who joined on a day, as their files say now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    members: _builtins.int
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+        members: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "members", b"members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembersDay: _TypeAlias = MembersDay  # noqa: Y015

@@ -62,7 +62,7 @@ class ExportServiceServicer:
 
     def SummariseLedger(self, request, context):
         """What the ledgers come to by store and business day, and by programme and day, as of one instant. Reads one snapshot.
-        Errors: INVALID_ARGUMENT `day_invalid`.
+        Errors: INVALID_ARGUMENT `day_invalid`, `id_invalid`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

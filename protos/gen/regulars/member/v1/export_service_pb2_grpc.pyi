@@ -40,7 +40,7 @@ class ExportServiceStub:
     """
     SummariseLedger: _grpc.UnaryUnaryMultiCallable[_export_service_pb2.SummariseLedgerRequest, _export_service_pb2.SummariseLedgerResponse]
     """What the ledgers come to by store and business day, and by programme and day, as of one instant. Reads one snapshot.
-    Errors: INVALID_ARGUMENT `day_invalid`.
+    Errors: INVALID_ARGUMENT `day_invalid`, `id_invalid`.
     """
 
 @_typing.type_check_only
@@ -55,7 +55,7 @@ class ExportServiceAsyncStub(ExportServiceStub):
     """
     SummariseLedger: _aio.UnaryUnaryMultiCallable[_export_service_pb2.SummariseLedgerRequest, _export_service_pb2.SummariseLedgerResponse]  # type: ignore[assignment]
     """What the ledgers come to by store and business day, and by programme and day, as of one instant. Reads one snapshot.
-    Errors: INVALID_ARGUMENT `day_invalid`.
+    Errors: INVALID_ARGUMENT `day_invalid`, `id_invalid`.
     """
 
 class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -79,7 +79,7 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_export_service_pb2.SummariseLedgerResponse, _abc.Awaitable[_export_service_pb2.SummariseLedgerResponse]]:
         """What the ledgers come to by store and business day, and by programme and day, as of one instant. Reads one snapshot.
-        Errors: INVALID_ARGUMENT `day_invalid`.
+        Errors: INVALID_ARGUMENT `day_invalid`, `id_invalid`.
         """
 
 def add_ExportServiceServicer_to_server(servicer: ExportServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,12 +1,14 @@
 """ExportService: what the ledgers hold, for services that keep a view of it."""
 
 from datetime import date
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.clock import Clock
 from kit.crypto import PersonalDataKeys
 from kit.db import raw, reading, transaction
+from kit.ids import uuid7
 from kit.problems import FieldError, Refusal
 from kit.rpc import current_actor
 from member.access import require_role
@@ -52,11 +54,16 @@ class ExportServicer(ExportServiceServicer):
         _check_rights()
         from_day, to_day = _day(request.from_day, "/from_day"), _day(request.to_day, "/to_day")
         before = instant(request.recorded_before_unix_us) if request.recorded_before_unix_us else self._clock.now()
+        members_before = _id(request.members_before) if request.members_before else uuid7()
         async with transaction(self._engine, snapshot=True) as connection:
             driver = raw(connection)
-            summary = await summarise(driver, await self._programmes.current(driver), before, from_day=from_day, to_day=to_day)
+            book = await self._programmes.current(driver)
+            summary = await summarise(driver, book, before, members_before, from_day=from_day, to_day=to_day)
         return pb.SummariseLedgerResponse(
             recorded_before_unix_us=unix_us(before),
+            members_before=members_before,
+            members_days=[pb.MembersDay(day=day.isoformat(), members=members) for day, members in summary.members_days],
+            unpublished_events=summary.unpublished_events,
             store_days=[
                 pb.StoreDay(
                     store_id=each.store_id,
@@ -109,3 +116,12 @@ def _day(text: str, pointer: str) -> date | None:
     except ValueError:
         detail = "Send a day as YYYY-MM-DD."
         raise Refusal("day_invalid", 400, "Day not valid", detail, [FieldError(pointer, "day_invalid", detail)]) from None
+
+
+def _id(text: str) -> str:
+    try:
+        return str(UUID(text))
+    except ValueError:
+        detail = "Send the members_before of an answer, or nothing."
+        errors = [FieldError("/members_before", "id_invalid", detail)]
+        raise Refusal("id_invalid", 400, "Id not valid", detail, errors) from None

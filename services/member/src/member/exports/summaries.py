@@ -58,11 +58,14 @@ class PointsTotal:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Sums of what was recorded before an instant."""
+    """Sums of what was recorded before an instant, and of the members before an id."""
 
     store_days: list[StoreDay]
     points_days: list[PointsDay]
     points_totals: list[PointsTotal]
+    # Days of joining and the members who did.
+    members_days: list[tuple[date, int]]
+    unpublished_events: int
 
 
 _DAYS = "($1::date IS NULL OR {0}.business_day >= $1) AND ($2::date IS NULL OR {0}.business_day < $2) AND {0}.recorded_at < $3"
@@ -123,9 +126,23 @@ SELECT programme_id, (sum(w.balance) - coalesce(min(s.points), 0))::bigint, (sum
 FROM wallets AS w LEFT JOIN since AS s USING (programme_id) GROUP BY programme_id ORDER BY programme_id
 """
 
+_MEMBERS = """
+SELECT joined_on, count(*) FROM members
+WHERE member_id < $3 AND ($1::date IS NULL OR joined_on >= $1) AND ($2::date IS NULL OR joined_on < $2)
+GROUP BY joined_on ORDER BY joined_on
+"""
+
+_UNPUBLISHED = "SELECT count(*) FROM (SELECT FROM outbox LIMIT 1000000) AS waiting"
+
 
 async def summarise(
-    connection: RawConnection, book: ProgrammeBook, recorded_before: datetime, *, from_day: date | None, to_day: date | None
+    connection: RawConnection,
+    book: ProgrammeBook,
+    recorded_before: datetime,
+    members_before: str,
+    *,
+    from_day: date | None,
+    to_day: date | None,
 ) -> Summary:
     """The ledgers' sums of the days from `from_day` up to, not including, `to_day`; the totals are of all days.
 
@@ -153,6 +170,8 @@ async def summarise(
         sorted(store_days.values(), key=lambda each: (each.business_day, each.store_id, each.currency)),
         [PointsDay(*row) for row in moved],
         [PointsTotal(*row) for row in totals],
+        [(row[0], row[1]) for row in await connection.fetch(_MEMBERS, from_day, to_day, members_before)],
+        await connection.fetchval(_UNPUBLISHED),
     )
 
 
