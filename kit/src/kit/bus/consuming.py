@@ -214,10 +214,11 @@ class _Consumer:
         return None
 
     async def _lay_down(self, message: Message, code: str) -> None:
-        """Makes the event a dead letter, unless it is one already, as after a crash before its offset was committed."""
+        """Makes the event a dead letter, unless it is one already or was discarded, as after a crash before its offset was committed."""
         letters = self.letters
         await self.until_it_answers(letters.refresh)
-        if letters.is_open(message.event_id):
+        known = letters.all().get(message.event_id)
+        if known is not None and known.status != "replayed":
             return
         about = {"group": letters.group, "topic": message.topic, "type": message.type, "event_id": message.event_id, "code": code}
         open_letters = len(letters.open())
