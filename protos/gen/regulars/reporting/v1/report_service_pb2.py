@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*regulars/reporting/v1/report_service.proto\x12\x15regulars.reporting.v1\"\x14\n\x12ListMetricsRequest\"#\n\x13ListMetricsResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\"\xeb\x01\n\x0fRunQueryRequest\x12\x0f\n\x07metrics\x18\x01 \x03(\t\x12\x12\n\ndimensions\x18\x02 \x03(\t\x12\x10\n\x08\x66rom_day\x18\x03 \x01(\t\x12\x0e\n\x06to_day\x18\x04 \x01(\t\x12\x0f\n\x07\x63ompare\x18\x05 \x01(\t\x12.\n\x07\x66ilters\x18\x06 \x03(\x0b\x32\x1d.regulars.reporting.v1.Filter\x12)\n\x04sort\x18\x07 \x03(\x0b\x32\x1b.regulars.reporting.v1.Sort\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\"3\n\x06\x46ilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\n\n\x02op\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\t\"$\n\x04Sort\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05order\x18\x02 \x01(\t\" \n\x10RunQueryResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\"E\n\x0eGetKpisRequest\x12\x33\n\nstore_days\x18\x01 \x03(\x0b\x32\x1f.regulars.reporting.v1.StoreDay\"2\n\x08StoreDay\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62usiness_day\x18\x02 \x01(\t\"R\n\x0fGetKpisResponse\x12\x30\n\x06stores\x18\x01 \x03(\x0b\x32 .regulars.reporting.v1.StoreKpis\x12\r\n\x05\x61s_of\x18\x02 \x01(\t\"+\n\tStoreKpis\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x32\xac\x02\n\rReportService\x12\x64\n\x0bListMetrics\x12).regulars.reporting.v1.ListMetricsRequest\x1a*.regulars.reporting.v1.ListMetricsResponse\x12[\n\x08RunQuery\x12&.regulars.reporting.v1.RunQueryRequest\x1a\'.regulars.reporting.v1.RunQueryResponse\x12X\n\x07GetKpis\x12%.regulars.reporting.v1.GetKpisRequest\x1a&.regulars.reporting.v1.GetKpisResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*regulars/reporting/v1/report_service.proto\x12\x15regulars.reporting.v1\"\x14\n\x12ListMetricsRequest\"#\n\x13ListMetricsResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\"\xeb\x01\n\x0fRunQueryRequest\x12\x0f\n\x07metrics\x18\x01 \x03(\t\x12\x12\n\ndimensions\x18\x02 \x03(\t\x12\x10\n\x08\x66rom_day\x18\x03 \x01(\t\x12\x0e\n\x06to_day\x18\x04 \x01(\t\x12\x0f\n\x07\x63ompare\x18\x05 \x01(\t\x12.\n\x07\x66ilters\x18\x06 \x03(\x0b\x32\x1d.regulars.reporting.v1.Filter\x12)\n\x04sort\x18\x07 \x03(\x0b\x32\x1b.regulars.reporting.v1.Sort\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\"3\n\x06\x46ilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\n\n\x02op\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\t\"$\n\x04Sort\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05order\x18\x02 \x01(\t\" \n\x10RunQueryResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\"E\n\x0eGetKpisRequest\x12\x33\n\nstore_days\x18\x01 \x03(\x0b\x32\x1f.regulars.reporting.v1.StoreDay\"D\n\x08StoreDay\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62usiness_day\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\"R\n\x0fGetKpisResponse\x12\x30\n\x06stores\x18\x01 \x03(\x0b\x32 .regulars.reporting.v1.StoreKpis\x12\r\n\x05\x61s_of\x18\x02 \x01(\t\"+\n\tStoreKpis\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x32\xac\x02\n\rReportService\x12\x64\n\x0bListMetrics\x12).regulars.reporting.v1.ListMetricsRequest\x1a*.regulars.reporting.v1.ListMetricsResponse\x12[\n\x08RunQuery\x12&.regulars.reporting.v1.RunQueryRequest\x1a\'.regulars.reporting.v1.RunQueryResponse\x12X\n\x07GetKpis\x12%.regulars.reporting.v1.GetKpisRequest\x1a&.regulars.reporting.v1.GetKpisResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,11 +46,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETKPISREQUEST']._serialized_start=491
   _globals['_GETKPISREQUEST']._serialized_end=560
   _globals['_STOREDAY']._serialized_start=562
-  _globals['_STOREDAY']._serialized_end=612
-  _globals['_GETKPISRESPONSE']._serialized_start=614
-  _globals['_GETKPISRESPONSE']._serialized_end=696
-  _globals['_STOREKPIS']._serialized_start=698
-  _globals['_STOREKPIS']._serialized_end=741
-  _globals['_REPORTSERVICE']._serialized_start=744
-  _globals['_REPORTSERVICE']._serialized_end=1044
+  _globals['_STOREDAY']._serialized_end=630
+  _globals['_GETKPISRESPONSE']._serialized_start=632
+  _globals['_GETKPISRESPONSE']._serialized_end=714
+  _globals['_STOREKPIS']._serialized_start=716
+  _globals['_STOREKPIS']._serialized_end=759
+  _globals['_REPORTSERVICE']._serialized_start=762
+  _globals['_REPORTSERVICE']._serialized_end=1062
 # @@protoc_insertion_point(module_scope)

@@ -203,18 +203,22 @@ class StoreDay(_message.Message):
 
     STORE_ID_FIELD_NUMBER: _builtins.int
     BUSINESS_DAY_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
     store_id: _builtins.str
     business_day: _builtins.str
     """YYYY-MM-DD."""
+    currency: _builtins.str
+    """The store's currency (ISO 4217), in which its figures are."""
     def __init__(
         self,
         *,
         store_id: _builtins.str = ...,
         business_day: _builtins.str = ...,
+        currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_day", b"business_day", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_day", b"business_day", "currency", b"currency", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -74,6 +74,7 @@ class ReportServiceServicer:
 
     def GetKpis(self, request, context):
         """The figures of one business day for each of many stores at once. Stores outside the actor's scope are left out.
+        Errors: INVALID_ARGUMENT `store_day_invalid`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,9 @@ class ReportServiceStub:
     PERMISSION_DENIED `all_stores_needed` (a figure of the whole chain, asked for with a key of some stores).
     """
     GetKpis: _grpc.UnaryUnaryMultiCallable[_report_service_pb2.GetKpisRequest, _report_service_pb2.GetKpisResponse]
-    """The figures of one business day for each of many stores at once. Stores outside the actor's scope are left out."""
+    """The figures of one business day for each of many stores at once. Stores outside the actor's scope are left out.
+    Errors: INVALID_ARGUMENT `store_day_invalid`.
+    """
 
 @_typing.type_check_only
 class ReportServiceAsyncStub(ReportServiceStub):
@@ -56,7 +58,9 @@ class ReportServiceAsyncStub(ReportServiceStub):
     PERMISSION_DENIED `all_stores_needed` (a figure of the whole chain, asked for with a key of some stores).
     """
     GetKpis: _aio.UnaryUnaryMultiCallable[_report_service_pb2.GetKpisRequest, _report_service_pb2.GetKpisResponse]  # type: ignore[assignment]
-    """The figures of one business day for each of many stores at once. Stores outside the actor's scope are left out."""
+    """The figures of one business day for each of many stores at once. Stores outside the actor's scope are left out.
+    Errors: INVALID_ARGUMENT `store_day_invalid`.
+    """
 
 class ReportServiceServicer(metaclass=_abc_1.ABCMeta):
     """Figures over the facts (报表). Every call needs the role admin; what a key may see is limited to its stores."""
@@ -86,6 +90,8 @@ class ReportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _report_service_pb2.GetKpisRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_report_service_pb2.GetKpisResponse, _abc.Awaitable[_report_service_pb2.GetKpisResponse]]:
-        """The figures of one business day for each of many stores at once. Stores outside the actor's scope are left out."""
+        """The figures of one business day for each of many stores at once. Stores outside the actor's scope are left out.
+        Errors: INVALID_ARGUMENT `store_day_invalid`.
+        """
 
 def add_ReportServiceServicer_to_server(servicer: ReportServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
