@@ -117,9 +117,8 @@ class Past:
         return NewReturn(chain.operation_id(), chain.store, uuid7(), "", now, 480, "CNY", member_id, "too loud", lines)
 
 
-@pytest.fixture
-async def past(engine: AsyncEngine) -> Past:
-    """A chain that opened 500 days ago."""
+async def open_chain(engine: AsyncEngine) -> Past:
+    """A chain that opened 500 days ago, on a migrated database."""
     clock = HeldClock(SystemClock().now() - timedelta(days=500))
     waiting = {
         "programme_id": "waiting",
@@ -143,3 +142,9 @@ async def past(engine: AsyncEngine) -> Past:
     first = Chain(engine, clock, Books(), store, numbers=100_000)
     other = Store(uuid7(), "S002", ZoneInfo("America/New_York"), "CNY", "waiting", 240, True)
     return Past(desk, [first, replace(first, store=other, numbers=200_000)], Random(4))
+
+
+@pytest.fixture
+async def past(engine: AsyncEngine) -> Past:
+    """A chain on a database of its own."""
+    return await open_chain(engine)

@@ -40,24 +40,26 @@ LONGEST_SECONDS = 30.0
 MOST_DIFFERENCES = 1_000
 
 _FIRST_DAY, _LAST_DAY = "1900-01-01", "2299-12-31"
-_OF_DAYS = "{day} >= {{from_day:Date32}} AND {day} < {{to_day:Date32}}"
-_STORE_DAYS = (
-    "SELECT toString(store_id), toString(business_day), currency, {figures} FROM {table} WHERE "
-    + _OF_DAYS.format(day="business_day")
-    + " AND version < {{before:UInt64}} GROUP BY store_id, business_day, currency"
-)
-_POINTS_DAYS = f"""
+_POINTS_DAYS = """
 SELECT programme_id, toString(day), kind, count(), sum(points), sum(pending), sum(debt), sum(expired) FROM points_moves
-WHERE {_OF_DAYS.format(day="day")} AND version < {{before:UInt64}} GROUP BY programme_id, day, kind
+WHERE day >= {from_day:Date32} AND day < {to_day:Date32} AND version < {before:UInt64} GROUP BY programme_id, day, kind
 """
 _POINTS_TOTALS = """
 SELECT programme_id, sum(points), sum(pending), sum(debt) FROM points_moves WHERE version < {before:UInt64} GROUP BY programme_id
 """
 # The text of an id is in the order of time; the engine's own order of UUIDs is not.
-_MEMBERS_DAYS = f"""
+_MEMBERS_DAYS = """
 SELECT toString(joined_on), count() FROM members
-WHERE {_OF_DAYS.format(day="joined_on")} AND toString(member_id) < {{members_before:String}} GROUP BY joined_on
+WHERE joined_on >= {from_day:Date32} AND joined_on < {to_day:Date32} AND toString(member_id) < {members_before:String} GROUP BY joined_on
 """
+
+
+def _store_days(table: str, figures: str) -> str:
+    return (
+        f"SELECT toString(store_id), toString(business_day), currency, {figures} FROM {table} "
+        "WHERE business_day >= {from_day:Date32} AND business_day < {to_day:Date32} AND version < {before:UInt64} "
+        "GROUP BY store_id, business_day, currency"
+    )
 
 
 class Compared(Struct, frozen=True):
@@ -161,7 +163,7 @@ async def sums_of_facts(clickhouse: ClickHouse, days: Days, recorded_before_unix
         ("returns", "count(), sum(net_minor), sum(refund_minor), sum(items)", RETURN_FIGURES),
         ("return_lines", "sum(net_minor), sum(refund_minor), sum(quantity)", RETURN_LINE_FIGURES),
     ):
-        for row in await clickhouse.query(_STORE_DAYS.format(figures=columns, table=table), given):
+        for row in await clickhouse.query(_store_days(table, columns), given):
             sums.store_days.setdefault((row[0], row[1], row[2]), {}).update(zip(figures, row[3:], strict=True))
     for row in await clickhouse.query(_POINTS_DAYS, given):
         sums.points_days[row[0], row[1], row[2]] = dict(zip(POINTS_FIGURES, row[3:], strict=True))
