@@ -385,6 +385,38 @@ async def test_news_are_heard_again_after_every_connection_was_lost(bus: Postgre
         assert await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1::integer[])", [pid for (pid,) in before]) == 0
 
 
+async def test_a_log_restored_from_before_is_read_on_from_its_end(bus: PostgresBus, sql: RawConnection) -> None:
+    key = uuid7()
+    async with bus.subscribe("readers", [TOPIC]) as subscription:
+        for number in range(3):
+            await bus.publish([event(key, number)])
+        assert payloads(await take(subscription, 3)) == [0, 1, 2]
+        async with sql.transaction():
+            await sql.execute("DELETE FROM batches WHERE first_offset > 0")
+            await sql.execute("UPDATE partitions SET next_offset = 1 WHERE next_offset = 3")
+            await sql.execute("UPDATE readings SET committed = 1 WHERE committed = 3")
+        assert not await subscription.fetch(10, 0)
+        await bus.publish([event(key, 7)])
+        assert payloads(await take(subscription, 1)) == [7]
+
+
+async def test_an_operator_can_read_the_log(bus: PostgresBus, sql: RawConnection) -> None:
+    sent = [event(number=number) for number in range(3)]
+    await bus.publish(sent)
+    found = await sql.fetch("SELECT event_id, topic, key, type, payload, traceparent, recorded_at FROM messages")
+    assert sorted(tuple(row) for row in found) == sorted(each.row() for each in sent)
+
+
+async def test_a_process_that_stops_in_the_middle_of_a_heartbeat_does_not_hold_up_its_group(bus: PostgresBus, url: str) -> None:
+    async with PostgresBus(url, "stopped") as stopped_bus, stopped_bus.subscribe("readers", [TOPIC]) as stopped:
+        await _stop_heart(stopped)
+        async with stopped._beats.use("stand still") as connection:
+            await connection.execute("BEGIN")
+            await connection.execute("SELECT FROM groups FOR UPDATE")
+            async with bus.subscribe("readers", [TOPIC]) as subscription:
+                await until(lambda: subscription.assigned() == EVERY)
+
+
 async def test_a_process_has_one_connection_and_two_for_each_subscription(bus: PostgresBus, sql: RawConnection) -> None:
     async with bus.subscribe("readers", [TOPIC]) as subscription, bus.subscribe("others", [TOPIC]) as other:
         await bus.publish([event() for _ in range(10)])

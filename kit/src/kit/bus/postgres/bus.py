@@ -143,6 +143,10 @@ class PostgresBus:
         """See `kit.bus.interface.Bus`."""
         if not events:
             return
+        for task in self._tasks:
+            if task.done():
+                # It has a fault that trying again does not mend, and must not go unnoticed.
+                task.result()
         async with self._link.use("publish") as connection:
             await messages.append(connection, self._partitions, events)
         self._unannounced.update(event.topic for event in events)

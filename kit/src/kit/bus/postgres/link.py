@@ -16,7 +16,8 @@ _ALSO_TRANSIENT = frozenset({"57014", "25006"})
 _SERVER_SETTINGS = {
     "jit": "off",
     "timezone": "UTC",
-    "idle_in_transaction_session_timeout": "10s",
+    # A process that stands still in the middle of a heartbeat must not keep its whole group from theirs for a lease.
+    "idle_in_transaction_session_timeout": "2s",
     # Statements are planned once, perhaps while the tables are nearly empty, and must not turn slow when they fill.
     "enable_seqscan": "off",
     # The locks of a process that a network cut took away are let go within seconds.
@@ -25,6 +26,10 @@ _SERVER_SETTINGS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "11000",
 }
+# Nor must a publisher keep a partition that stands still with half of its call sent, where the server can tell (17 and later).
+_BOUND_TRANSACTIONS = """
+SELECT set_config('transaction_timeout', '30s', false) WHERE current_setting('server_version_num')::integer >= 170000
+"""
 
 
 class Link:
@@ -61,9 +66,11 @@ class Link:
             try:
                 yield await self._open()
             except Exception as error:
-                lost = self._connection is not None and self._connection.is_closed()
+                connection = self._connection
+                lost = connection is not None and connection.is_closed()
                 transient = lost or may_retry(error) or getattr(error, "sqlstate", None) in _ALSO_TRANSIENT
-                if not isinstance(error, asyncpg.PostgresError):
+                # Without an answer of the server it is not known what the connection is still busy with.
+                if lost or isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError):
                     self._drop()
                 if transient and not isinstance(error, BusUnavailable):
                     raise BusUnavailable(f"PostgreSQL could not {what} ({type(error).__name__}).") from error
@@ -87,6 +94,7 @@ class Link:
                 self._url, timeout=CONNECT_SECONDS, command_timeout=self._timeout_seconds, server_settings=self._settings
             )
             try:
+                await connection.execute(_BOUND_TRANSACTIONS)
                 if self._prepare is not None:
                     await self._prepare(connection)
             except BaseException:
