@@ -33,3 +33,45 @@ def test_every_difference_is_named_and_fails_the_command(capsys: pytest.CaptureF
         "Wallet m/p: lot.remaining of lot-1 is 40; proven is 45; rebuilt.",
         "1 wallets proven from their entries, 2 differences, 1 rebuilt; 1 need a person: nothing proves which figure is right.",
     ]
+
+
+RECONCILED: Json = {
+    "as_of": "2026-11-21T10:03:12Z",
+    "compared": {"store_days": 1200, "points_days": 30, "members_days": 4},
+    "behind": {"unpublished": 0, "unread": 0},
+    "differences_total": 0,
+    "differences": [],
+}
+
+
+def reconcile_reports(answer: Json, *more: str) -> tuple[int, list[Json]]:
+    gateway = FakeGateway(others={"POST /v1/reports:reconcile": [(200, answer)]})
+    with serving(gateway):
+        code = main(["reconcile", "--reports", "--url", gateway.url, "--key", KEY, *more])
+    return code, [body for _, body in gateway.sent]
+
+
+def test_reports_that_agree_with_the_ledger_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reconcile_reports(RECONCILED, "--from", "2026-11-01", "--to", "2026-12-01") == (0, [{"from": "2026-11-01", "to": "2026-12-01"}])
+    assert capsys.readouterr().out == (
+        "1,200 days of stores, 30 sums of points and 4 days of joining compared as of 2026-11-21T10:03:12Z, 0 differences.\n"
+    )
+
+
+def test_every_difference_of_the_reports_is_named_with_how_late_they_were(capsys: pytest.CaptureFixture[str]) -> None:
+    sales = {"figure": "net_minor", "ledger": "100", "reports": "90", "store_id": "s", "day": "2026-11-21", "currency": "CNY"}
+    points = {"figure": "points.points", "ledger": "5", "reports": "0", "programme_id": "demo", "day": "2026-11-21", "kind": "earn"}
+    found = RECONCILED | {"differences_total": 1002, "differences": [sales, points], "behind": {"unpublished": 3, "unread": 1200}}
+    assert reconcile_reports(found) == (1, [{}])
+    assert capsys.readouterr().out.splitlines() == [
+        "store s, 2026-11-21, CNY: net_minor is 100 in the ledger and 90 in the reports.",
+        "programme demo, earn, 2026-11-21: points.points is 5 in the ledger and 0 in the reports.",
+        "… and 1,000 more.",
+        "1,200 days of stores, 30 sums of points and 4 days of joining compared as of 2026-11-21T10:03:12Z, 1,002 differences.",
+        "The reports were behind: 3 events waited to be published and 1,200 to be taken in; compare again when `regulars bus lag` says 0.",
+    ]
+
+
+def test_days_are_of_reports_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reconcile", "--from", "2026-11-01"]) == 2
+    assert capsys.readouterr().err == "--from and --to go with --reports: wallets are proven whole.\n"

@@ -17,6 +17,7 @@ COMMANDS = {
     "import": "regulars_cli.imports.command",
     "reconcile": "regulars_cli.reconcile",
     "bus": "regulars_cli.bus.command",
+    "reporting": "regulars_cli.reporting",
 }
 
 # As a shell names the end by SIGPIPE.

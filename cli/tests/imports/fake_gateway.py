@@ -32,6 +32,9 @@ class FakeGateway:
     fate: Callable[[int], Fate] = lambda _call: "answer"
     refuse: Callable[[Json], tuple[str, str] | None] = lambda _command: None
     wallet_pages: list[Json] = field(default_factory=list)
+    # The answers to other calls, by method and path, and what was sent with them.
+    others: dict[str, list[tuple[int, Json]]] = field(default_factory=dict)
+    sent: list[tuple[str, Json]] = field(default_factory=list)
     url: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -53,6 +56,9 @@ class FakeGateway:
                 return 200, {"items": [{"id": found, "card": body["card"]}] if found else [], "next_cursor": None}
             if path == "/v1/wallets:reconcile":
                 return 200, self.wallet_pages[int(body.get("cursor", 0))]
+            if answers := self.others.get(f"{method} {path}"):
+                self.sent.append((f"{method} {path}", body))
+                return answers.pop(0) if len(answers) > 1 else answers[0]
             items = self.stores if path == "/v1/stores" else self.tills.setdefault(path, [])
             if method == "GET":
                 return 200, {"items": items, "next_cursor": None}

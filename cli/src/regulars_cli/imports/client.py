@@ -103,6 +103,10 @@ class Gateway:
         """Any other POST, and its answer."""
         return _decoded(self._call("POST", path, _encoder.encode(body)), answer)
 
+    def get(self, path: str, answer: type[T]) -> T:
+        """Any other GET, and its answer."""
+        return _decoded(self._call("GET", path), answer)
+
     def _open_store(self, mapping: Mapping) -> wire.StoreItem:
         store = mapping.store
         if store.name is None:

@@ -143,3 +143,53 @@ class ReconcilePage(msgspec.Struct):
     wallets: int
     differences: list[WalletDifference]
     next_cursor: str | None = None
+
+
+class ReportsDifference(msgspec.Struct):
+    """A figure that the reports have otherwise than the ledger, and of which store, day, programme."""
+
+    figure: str
+    ledger: str
+    reports: str
+    store_id: str | None = None
+    day: str | None = None
+    currency: str | None = None
+    programme_id: str | None = None
+    kind: str | None = None
+
+
+class Compared(msgspec.Struct):
+    """How many sums were compared."""
+
+    store_days: int
+    points_days: int
+    members_days: int
+
+
+class Behind(msgspec.Struct):
+    """How many events the reports had yet to take in; `unread` is None when that is not known."""
+
+    unpublished: int
+    unread: int | None
+
+
+class ReportsReconciled(msgspec.Struct):
+    """What comparing the reports with the ledger found."""
+
+    as_of: str
+    compared: Compared
+    behind: Behind
+    differences_total: int
+    differences: list[ReportsDifference]
+
+
+class Rebuild(msgspec.Struct):
+    """How a rebuild of the reports' facts stands."""
+
+    id: str
+    source: str
+    state: str
+    events: int
+    expected_events: int | None = None
+    poison: int = 0
+    reason: str | None = None
