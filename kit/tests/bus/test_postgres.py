@@ -22,6 +22,7 @@ from kit.db import RawConnection, migrate
 from kit.ids import uuid7
 from kit.outbox import Event
 from regulars_cli.up.postgres import EmbeddedPostgres
+from tests.bus.world import moment
 
 TOPIC = "member.sale.v1"
 PARTITIONS = 4
@@ -110,8 +111,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             met = condition()
             if met if isinstance(met, bool) else await met:
                 return
-            # Others run at once, and again when something came in from the network.
-            await asyncio.sleep(0)
+            await moment(0.02)
 
 
 async def until_published(bus: PostgresBus, events: Sequence[Event]) -> None:
@@ -121,7 +121,7 @@ async def until_published(bus: PostgresBus, events: Sequence[Event]) -> None:
             try:
                 await bus.publish(events)
             except BusUnavailable:
-                await asyncio.sleep(0)
+                await moment(0.02)
             else:
                 return
 
@@ -474,7 +474,7 @@ async def _publish_and_read_over_restarts(server: EmbeddedPostgres, url: str) ->
                                 effects.setdefault(message.event_id, message)
                         await subscription.commit(following(batch))
                     except (BusUnavailable, PartitionsLost):
-                        await asyncio.sleep(0)
+                        await moment(0.02)
 
         async with asyncio.timeout(90), asyncio.TaskGroup() as tasks:
             tasks.create_task(publish())
