@@ -1,7 +1,7 @@
 """A gateway over a database of its own, before a member service that answers as a test tells it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,15 +21,19 @@ from gateway.database import MIGRATIONS
 from gateway.demo import Demo, seed_demo
 from gateway.directory import Directory
 from gateway.member import MemberService
+from gateway.reporting import ReportingService
+from gateway.reports.operations import KpiBoard
 from gateway.services import Services
 from gateway.settings import Settings
 from kit.clock import HeldClock
 from kit.db import create_engine, migrate, transaction
 from kit.problems import Refusal
-from kit.rpc import Server, create_channel
-from kit.tokens import TokenMinter, TokenVerifier
+from kit.rpc import Server, create_channel, current_actor
+from kit.tokens import Actor, TokenMinter, TokenVerifier
 from regulars.member.v1 import member_service_pb2, programme_service_pb2, wallet_service_pb2
 from regulars.member.v1 import wallet_service_pb2 as pb
+from regulars.reporting.v1 import rebuild_service_pb2, reconcile_service_pb2, report_service_pb2
+from regulars.reporting.v1 import report_service_pb2 as reports_pb
 
 NOW = datetime(2026, 11, 21, 10, 3, 12, tzinfo=UTC)
 MEMBER_ID = "01a201a4-a414-7000-8ebe-0feb8a8dcc59"
@@ -41,6 +45,7 @@ SALE_ID = "01a201a4-a488-7000-8d73-6f7e6bbaa40e"
 Message = Any
 WRITES = ("WalletService/ExecuteCommands", "MemberService/SignUpMembers", "MemberService/ChangeMember")
 FILES = (wallet_service_pb2, member_service_pb2, programme_service_pb2)
+REPORTING_FILES = (report_service_pb2, rebuild_service_pb2, reconcile_service_pb2)
 
 
 @dataclass
@@ -82,18 +87,7 @@ class FakeMember:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serves every method of the member service."""
-        for file in FILES:
-            for service in file.DESCRIPTOR.services_by_name.values():
-                handlers = {method.name: self._handler(method) for method in service.methods}
-                server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
-
-    def _handler(self, method: Any) -> Any:  # descriptors and handlers are untyped
-        given, made = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
-
-        async def handle(request: Message, _context: object) -> Message:
-            return made(**self.answer(method.name, request))
-
-        return grpc.unary_unary_rpc_method_handler(handle, given.FromString, made.SerializeToString)
+        serve(server, FILES, self.answer)
 
     @property
     def command(self) -> pb.Command:
@@ -101,6 +95,52 @@ class FakeMember:
         (group,) = self.groups
         (command,) = group
         return command
+
+
+@dataclass
+class FakeReporting:
+    """Keeps what it is sent, answers every read with a document, and live figures as a test sets them by store."""
+
+    requests: list[Message] = field(default_factory=list)
+    refusal: Refusal | None = None
+    net_sales_minor: dict[str, int] = field(default_factory=dict)
+    actors: list[Actor] = field(default_factory=list)
+
+    def answer(self, method: str, request: Message) -> dict[str, Any]:
+        """The fields of the answer to a call."""
+        self.requests.append(request)
+        self.actors.append(current_actor())
+        if self.refusal:
+            raise self.refusal
+        if method != "GetKpis":
+            return {"body": READ}
+        stores = [reports_pb.StoreKpis(store_id=each.store_id, body=self._figures(each)) for each in request.store_days]
+        return {"stores": stores, "as_of": "2026-11-21T10:03:12Z"}
+
+    def _figures(self, each: reports_pb.StoreDay) -> bytes:
+        net = self.net_sales_minor.get(each.store_id, 0)
+        return msgspec.json.encode({"store_id": each.store_id, "business_day": each.business_day, "net_sales_minor": net})
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serves every method of the reporting service."""
+        serve(server, REPORTING_FILES, self.answer)
+
+
+def serve(server: grpc.aio.Server, files: Iterable[Any], answer: Callable[[str, Message], dict[str, Any]]) -> None:
+    """Serves every method of the services in these files."""
+
+    def handler(method: Any) -> Any:  # descriptors and handlers are untyped
+        given, made = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+
+        async def handle(request: Message, _context: object) -> Message:
+            return made(**answer(method.name, request))
+
+        return grpc.unary_unary_rpc_method_handler(handle, given.FromString, made.SerializeToString)
+
+    for file in files:
+        for service in file.DESCRIPTOR.services_by_name.values():
+            handlers = {method.name: handler(method) for method in service.methods}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
 
 def _done(operation_id: str) -> pb.Outcome:
@@ -163,14 +203,37 @@ def member(fake: tuple[FakeMember, int]) -> FakeMember:
 
 
 @pytest.fixture
+async def fake_reporting(key_pair: tuple[bytes, bytes], clock: HeldClock) -> AsyncIterator[tuple[FakeReporting, int, Server]]:
+    """A reporting service, the port it listens on, and its server."""
+    reporting = FakeReporting()
+    server = Server(TokenVerifier(key_pair[1], clock), [reporting.add_to])
+    port = await server.start("127.0.0.1:0")
+    yield reporting, port, server
+    await server.stop(0)
+
+
+@pytest.fixture
+def reporting(fake_reporting: tuple[FakeReporting, int, Server]) -> FakeReporting:
+    return fake_reporting[0]
+
+
+@pytest.fixture
 async def services(
-    engine: AsyncEngine, clock: HeldClock, demo: Demo, key_pair: tuple[bytes, bytes], fake: tuple[FakeMember, int]
+    engine: AsyncEngine,
+    clock: HeldClock,
+    demo: Demo,
+    key_pair: tuple[bytes, bytes],
+    fake: tuple[FakeMember, int],
+    fake_reporting: tuple[FakeReporting, int, Server],
 ) -> AsyncIterator[Services]:
-    """The gateway's parts before the fake member service."""
+    """The gateway's parts before the fake services."""
     assert demo["till_key"]
-    async with create_channel(f"127.0.0.1:{fake[1]}") as channel:
-        service = MemberService(channel, TokenMinter(key_pair[0], clock), b"k" * 32, clock, SETTINGS)
-        yield Services(engine, clock, Directory(engine), service, "demo")
+    minter = TokenMinter(key_pair[0], clock)
+    async with create_channel(f"127.0.0.1:{fake[1]}") as channel, create_channel(f"127.0.0.1:{fake_reporting[1]}") as reporting_channel:
+        member = MemberService(channel, minter, b"k" * 32, clock, SETTINGS)
+        reporting = ReportingService(reporting_channel, minter)
+        directory = Directory(engine)
+        yield Services(engine, clock, directory, member, reporting, KpiBoard(directory, reporting, clock), "demo")
 
 
 SETTINGS: Settings = Settings(
@@ -180,6 +243,7 @@ SETTINGS: Settings = Settings(
     host="",
     port=0,
     member_address="",
+    reporting_address="",
     internal_token_private_key_file=None,  # type: ignore[arg-type]  # what is made of it is given
     fingerprint_key_file=None,  # type: ignore[arg-type]
     default_programme_id="demo",

@@ -157,7 +157,10 @@ async def test_the_stored_answer_is_passed_on_untouched(desk: Any, member: Any) 
 async def test_health_needs_no_key_and_lists_what_is_depended_on(desk: Any) -> None:
     assert (await desk.http.get("/healthz")).json() == {"status": "ok"}
     ready = await desk.http.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "dependencies": {"database": "ok", "member": "ok"}})
+    assert (ready.status_code, ready.json()) == (
+        200,
+        {"status": "ready", "dependencies": {"database": "ok", "member": "ok", "reporting": "ok"}},
+    )
 
 
 REQUESTS: dict[str, dict[str, Any]] = {

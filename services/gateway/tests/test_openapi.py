@@ -11,6 +11,7 @@ import pytest
 from gateway.bodies import Body
 from gateway.members.schemas import SignUp
 from gateway.points.schemas import AdjustPoints
+from gateway.reports.schemas import ReportQuery
 from gateway.sales.schemas import NewReversal, NewSale, ReversalPreview
 
 METHODS = {"get", "post", "patch"}
@@ -55,6 +56,9 @@ async def test_every_route_documents_its_answers_and_problems(document: dict[str
         assert statuses & {"200", "201"}, path
         for status, response in operation["responses"].items():
             (content_type,) = response["content"]
+            if path.endswith("/stream") and status == "200":
+                assert content_type == "text/event-stream"
+                continue
             expected = "application/json" if int(status) < 400 or not path.startswith("/v1/") else "application/problem+json"
             assert content_type == expected
             assert response["content"][content_type]["schema"]
@@ -97,7 +101,7 @@ async def test_the_page_starts_filled_with_bodies_that_are_taken(document: dict[
         if "example" in content:
             filled.add(path)
             name = content["schema"]["$ref"].rpartition("/")[2]
-            kind = {kind.__name__: kind for kind in (NewSale, NewReversal, ReversalPreview, SignUp, AdjustPoints)}[name]
+            kind = {kind.__name__: kind for kind in (NewSale, NewReversal, ReversalPreview, SignUp, AdjustPoints, ReportQuery)}[name]
             Body(kind).read(msgspec.json.encode(content["example"]))
             assert jsonschema_rs.is_valid(content["schema"] | {"components": document["components"]}, content["example"])
     assert filled == {
@@ -106,6 +110,7 @@ async def test_the_page_starts_filled_with_bodies_that_are_taken(document: dict[
         "/v1/sales/{sale_id}/reversals:preview",
         "/v1/members",
         "/v1/members/{member_id}/points:adjust",
+        "/v1/reports/query",
     }
 
 

@@ -26,6 +26,9 @@ from gateway.points import schemas as point_schemas
 from gateway.problems import internal_error
 from gateway.programmes import routes as programmes
 from gateway.programmes import schemas as programme_schemas
+from gateway.reports import rebuilding, reconciling
+from gateway.reports import routes as reports
+from gateway.reports import schemas as report_schemas
 from gateway.sales import routes as sales
 from gateway.sales import schemas as sale_schemas
 from gateway.sales.recording import SALES, SaleRecorder
@@ -36,7 +39,7 @@ from gateway.wallets import routes as wallets
 from gateway.wallets import schemas as wallet_schemas
 from kit.problems import Refusal
 
-SLICES = (members, points, sales, stores, programmes, operations, wallets)
+SLICES = (members, points, sales, stores, programmes, operations, wallets, reports, rebuilding, reconciling)
 SCHEMAS = (
     member_schemas,
     point_schemas,
@@ -45,6 +48,9 @@ SCHEMAS = (
     programme_schemas,
     operation_schemas,
     wallet_schemas,
+    report_schemas,
+    rebuilding,
+    reconciling,
     health,
 )
 ASSETS = "/docs/assets"

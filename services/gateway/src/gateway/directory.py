@@ -7,6 +7,7 @@ for two seconds at most, and what was created a moment ago is found.
 
 import asyncio
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -35,6 +36,7 @@ class _State:
 
     version: int = 0
     clients: dict[bytes, ApiClient] = field(default_factory=dict)
+    holders: set[ApiClient] = field(default_factory=set)
     stores: dict[str, pb.StoreContext] = field(default_factory=dict)
     # With the till known, by store and till.
     tills: dict[tuple[str, str], pb.StoreContext] = field(default_factory=dict)
@@ -70,6 +72,14 @@ class Directory:
         """
         await self.catch_up()
         return self._state.tills.get((store_id, till_id)) or self._state.stores.get(store_id)
+
+    def stores(self) -> Collection[pb.StoreContext]:
+        """Every store in memory."""
+        return self._state.stores.values()
+
+    def holds(self, client: ApiClient) -> bool:
+        """Whether the client's key is good, with the same rights, as far as is known: for what lasts longer than a request."""
+        return client in self._state.holders
 
     async def catch_up(self) -> None:
         """Returns when the state is as of this call or later. Any number of callers share one reading of the database."""
@@ -111,6 +121,7 @@ class Directory:
             for client in await connection.execute(select(api_clients).where(api_clients.c.revoked_at.is_(None))):
                 scope = None if client.store_ids is None else frozenset(client.store_ids)
                 state.clients[client.key_sha256] = ApiClient(client.client_id, client.name, cast("Role", client.role), scope)
+            state.holders.update(state.clients.values())
             for store in await connection.execute(select(stores)):
                 state.stores[store.store_id] = pb.StoreContext(
                     store_id=store.store_id,

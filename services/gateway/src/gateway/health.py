@@ -1,5 +1,7 @@
 """Whether the gateway lives, and whether it may be sent requests."""
 
+import asyncio
+
 import msgspec
 from fastapi import APIRouter, Response
 
@@ -35,7 +37,8 @@ async def healthz() -> Response:
 async def readyz(services: GatewayServices) -> Response:
     """Fails only on the gateway's own database: another service that is away must not take every gateway out."""
     database = await _database_answers(services)
-    dependencies = {"database": _said(database), "member": _said(await services.member.is_serving())}
+    member, reporting = await asyncio.gather(services.member.is_serving(), services.reporting.is_serving())
+    dependencies = {"database": _said(database), "member": _said(member), "reporting": _said(reporting)}
     body = msgspec.json.encode(Readiness("ready" if database else "not_ready", dependencies))
     return Response(body, 200 if database else 503, media_type="application/json")
 

@@ -137,7 +137,7 @@ async def serve(settings: Settings) -> None:
     async with open_services(settings) as services:
         app = create_app(services)
         freeze_start_up()
-        await serve_http(app, settings.host, settings.port)
+        await serve_http(app, settings.host, settings.port, services.kpis.close)
 
 
 @asynccontextmanager
@@ -145,6 +145,8 @@ async def open_services(settings: Settings) -> AsyncIterator["Services"]:
     """The gateway's parts, put together; at the end, writes under way are waited for."""
     from gateway.directory import DATABASE_FAULTS, Directory
     from gateway.member import MemberService
+    from gateway.reporting import ReportingService
+    from gateway.reports.operations import KpiBoard
     from gateway.services import Services
     from kit.rpc import create_channel
     from kit.tokens import TokenMinter
@@ -166,11 +168,13 @@ async def open_services(settings: Settings) -> AsyncIterator["Services"]:
             fingerprint_key = await _own_fingerprint_key(engine, settings.fingerprint_key_file)
         except (Refusal, *DATABASE_FAULTS) as error:
             raise CannotStart("The gateway's tables cannot be read: run `python -m gateway migrate`.") from error
-        async with create_channel(settings.member_address) as channel:
+        async with create_channel(settings.member_address) as channel, create_channel(settings.reporting_address) as reporting_channel:
             member = MemberService(channel, minter, fingerprint_key, clock, settings)
+            reporting = ReportingService(reporting_channel, minter)
+            kpis = KpiBoard(directory, reporting, clock)
             polling = asyncio.create_task(directory.poll())
             try:
-                yield Services(engine, clock, directory, member, settings.default_programme_id)
+                yield Services(engine, clock, directory, member, reporting, kpis, settings.default_programme_id)
                 await member.drained()
             finally:
                 polling.cancel()

@@ -18,9 +18,13 @@ _END = r"(?!\n)"
 _UUID = UUID.removesuffix(_END)
 _PROGRAMME_ID = PROGRAMME_ID.removesuffix(_END)
 _OPERATION_ID = OPERATION_ID.removesuffix(_END)
+_UUIDS = f"^{_UUID[1:-1]}(,{_UUID[1:-1]})*$"
 _CURSOR = "^[A-Za-z0-9._~=-]+$"
 _CURSOR_SENTENCE = "Must be the `next_cursor` of the page before."
-_SENTENCE_OF = {pattern.removesuffix(_END): sentence for pattern, sentence in SENTENCES.items()} | {_CURSOR: _CURSOR_SENTENCE}
+_SENTENCE_OF = {pattern.removesuffix(_END): sentence for pattern, sentence in SENTENCES.items()} | {
+    _CURSOR: _CURSOR_SENTENCE,
+    _UUIDS: "Must be ids (UUID), with commas between.",
+}
 
 
 def _digits(given: str) -> str:
@@ -38,6 +42,7 @@ StoreId = Annotated[str, Path(pattern=_UUID), AfterValidator(str.lower)]
 OperationIdInPath = Annotated[str, Path(pattern=_OPERATION_ID)]
 ProgrammeIdInPath = Annotated[str, Path(pattern=_PROGRAMME_ID)]
 OfStore = Annotated[str | None, Query(pattern=_UUID, description="Only this store's")]
+OfStores = Annotated[str | None, Query(max_length=10_000, pattern=_UUIDS, description="Only these stores' (ids, with commas between)")]
 OfProgramme = Annotated[str | None, Query(pattern=_PROGRAMME_ID, description="The programme; the chain's default one where none is given")]
 
 DEFAULT_LIMIT = 50

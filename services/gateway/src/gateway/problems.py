@@ -35,6 +35,11 @@ def store_not_allowed() -> Refusal:
     return Refusal("store_not_allowed", 403, "Not allowed", "This key may not act in that store.")
 
 
+def store_not_found() -> Refusal:
+    """404: there is no store of this id."""
+    return Refusal("store_not_found", 404, "No such store", "Check the store's id: GET /v1/stores lists them.")
+
+
 def body_too_large(limit: int) -> Refusal:
     """413: the body is longer than the route takes."""
     return Refusal("body_too_large", 413, "The body is too large", f"Send at most {limit} bytes; split the request.")
@@ -72,6 +77,16 @@ def member_away() -> Refusal:
         "The member service is away",
         "Send it again shortly, a write under the same operation_id; GET /v1/operations/{operation_id} tells what became of a write.",
     )
+
+
+def reporting_away() -> Refusal:
+    """503: the reporting service did not answer in time. It only reads."""
+    return Refusal("reporting_unavailable", 503, "The reporting service is away", "Nothing was lost. Send it again shortly.")
+
+
+def too_many_streams() -> Refusal:
+    """503: as many clients watch as one gateway serves."""
+    return Refusal("too_many_streams", 503, "Too many streams", "End the streams that nobody looks at, or try again later.")
 
 
 def database_away() -> Refusal:

@@ -1,6 +1,8 @@
 """The HTTP server: uvicorn, with one system call for an answer instead of two."""
 
 import asyncio
+import socket
+from collections.abc import Callable
 from typing import cast
 
 import uvicorn
@@ -13,8 +15,13 @@ SHUTDOWN_SECONDS = 15
 STATUS_LINE = b"HTTP/1.1 "
 
 
-async def serve_http(app: ASGIApp, host: str, port: int) -> None:
-    """Answers requests until told to stop; then lets those under way end."""
+async def serve_http(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None]) -> None:
+    """Answers requests until told to stop; then lets those under way end, after `on_stop` ended those that would last."""
+    await make_server(app, host, port, on_stop).serve()
+
+
+def make_server(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None]) -> uvicorn.Server:
+    """The server of `serve_http`, not yet started."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -29,7 +36,20 @@ async def serve_http(app: ASGIApp, host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    await uvicorn.Server(config).serve()
+    return _Server(config, on_stop)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn waits for the answers under way when it stops; a stream would have it wait in vain."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops."""
+        self._on_stop()
+        await super().shutdown(sockets)
 
 
 class JoiningTransport:

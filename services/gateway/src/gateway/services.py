@@ -10,6 +10,8 @@ from gateway.callers import Caller
 from gateway.directory import Directory
 from gateway.member import MemberService
 from gateway.problems import forbidden
+from gateway.reporting import ReportingService
+from gateway.reports.operations import KpiBoard
 from kit.clock import Clock
 
 
@@ -21,6 +23,8 @@ class Services:
     clock: Clock
     directory: Directory
     member: MemberService
+    reporting: ReportingService
+    kpis: KpiBoard
     default_programme_id: str
 
 

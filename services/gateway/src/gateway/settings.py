@@ -29,6 +29,7 @@ class Settings(DatabaseSettings):
     host: str = env("GATEWAY_HOST", "127.0.0.1")
     port: int = env("GATEWAY_PORT", "8600")
     member_address: str = env("MEMBER_ADDRESS", "127.0.0.1:8601")
+    reporting_address: str = env("REPORTING_ADDRESS", "127.0.0.1:8603")
     internal_token_private_key_file: Path = env("INTERNAL_TOKEN_PRIVATE_KEY_FILE")
     fingerprint_key_file: Path = env("FINGERPRINT_KEY_FILE")
     # The programme of a sign-up and of points calls that name none.
