@@ -18,8 +18,10 @@ _SERVER_SETTINGS = {
     "timezone": "UTC",
     # A process that stands still in the middle of a heartbeat must not keep its whole group from theirs for a lease.
     "idle_in_transaction_session_timeout": "2s",
-    # Statements are planned once, perhaps while the tables are nearly empty, and must not turn slow when they fill.
+    # Statements are planned once, perhaps while the tables are nearly empty, and must not turn slow when they fill: along the indexes
+    # is always right here.
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     # The locks of a process that a network cut took away are let go within seconds.
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",

@@ -50,12 +50,12 @@ _READ = f"SELECT {COLUMNS} FROM unnest($1::integer[], $2::bigint[], $3::bigint[]
 # What a process that lives has yet to read stays. In one transaction, so a reader sees both the rows and where they begin, or neither.
 _TRIM = """
 WITH oldest AS (
-    SELECT b.first_offset, b.next_offset, b.published_at >= clock_timestamp() - t.retention AS retained
-    FROM topics AS t
-    JOIN partitions AS p ON p.topic = t.name
-    JOIN batches AS b ON b.partition_id = p.id
-    WHERE p.id = $1
-    ORDER BY b.first_offset
+    SELECT first_offset, next_offset, published_at >= clock_timestamp() - (
+        SELECT t.retention FROM partitions AS p JOIN topics AS t ON t.name = p.topic WHERE p.id = $1
+    ) AS retained
+    FROM batches
+    WHERE partition_id = $1
+    ORDER BY first_offset
     LIMIT $2
 ), unread AS (
     SELECT min(coalesce(r.committed, 0)) AS begin
