@@ -29,8 +29,8 @@ if [ -e .venv ] && ! [ -w .venv ]; then
   exit 1
 fi
 free_mb=$(df -Pm . | awk 'NR == 2 { print $4 }')
-if ! [ -d .venv ] && [ "$free_mb" -lt 900 ]; then
-  say "The packages need 900 MB of disk space and $(pwd) has $free_mb MB left; make room first."
+if ! [ -d .venv ] && [ "$free_mb" -lt 1800 ]; then
+  say "The packages need 1,800 MB of disk space and $(pwd) has $free_mb MB left; make room first."
   exit 1
 fi
 
