@@ -179,7 +179,12 @@ class Bus(Protocol):
         """
 
     def subscribe(self, group: str, topics: Sequence[str]) -> AbstractAsyncContextManager[Subscription]:
-        """Joins the group, which shares the topics' partitions among its processes; leaves it at the end of the block."""
+        """Joins the group, which shares the topics' partitions among its processes; leaves it at the end of the block.
+
+        Raises, when the block is entered:
+            TopicUnknown: one of the topics was not created.
+            BusUnavailable: try again.
+        """
 
     def read(self, topic: str, start: Mapping[int, int] | None = None) -> AsyncIterator[Sequence[Message]]:
         """Everything retained in a topic up to now, in batches, without a group: each partition in order, from `start` where given.
