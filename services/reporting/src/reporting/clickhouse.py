@@ -30,8 +30,8 @@ REPLY_SECONDS = 120
 # What every query is read with: a fact counts once, also before the background has merged what replaced it. A month of one part needs
 # no merging, and months need none with one another, for a fact stays in its month.
 READ_SETTINGS = {"final": 1, "do_not_merge_across_partitions_select_final": 1}
-# A batch may bring the sales of many months at once: an import, a rebuild.
-INSERT_SETTINGS = {"max_partitions_per_insert_block": 0}
+# A batch may bring the sales of many months at once: an import, a rebuild. No server may keep it in memory to make a larger one of it.
+INSERT_SETTINGS = {"max_partitions_per_insert_block": 0, "async_insert": 0}
 
 
 class ClickHouseUnavailable(Exception):
@@ -96,7 +96,7 @@ class ClickHouse:
         )
 
     async def _on(self, connections: "asyncio.Queue[Client | None]", call: Callable[[Client], T]) -> T:
-        """Runs `call` in a thread with a connection that is free; one that failed is closed and made anew by the next call."""
+        """Runs `call` in a thread with a connection that is free. Connections are made when they are first needed."""
         client = await connections.get()
 
         def run() -> T:
