@@ -255,13 +255,8 @@ def _position(cursor: str, fingerprint: str, sort: tuple[Sort, ...]) -> tuple[in
     try:
         of, *values = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=tuple[str | int, ...])
         keys = _order_keys(sort)
-        # A cursor that somebody made up must not reach the statement with values of other types.
-        fits = of == fingerprint and [type(value) for value in values] == [int if key.kind in _WHOLE else str for key in keys]
-        for value, key in zip(values, keys, strict=True):
-            if key.kind == "Date32":
-                date.fromisoformat(str(value))
-            elif key.kind.startswith("Decimal"):
-                fits &= Decimal(str(value)).is_finite()
+        # What somebody made up must not reach the statement with values that it cannot take.
+        fits = of == fingerprint and all(key.takes(value) for key, value in zip(keys, values, strict=True))
     except (binascii.Error, msgspec.MsgspecError, ValueError, ArithmeticError):
         fits = False
     if not fits:
@@ -287,8 +282,19 @@ class _OrderKey(NamedTuple):
     kind: str
     order: str
 
-
-_WHOLE = frozenset({"Int64", "UInt8"})
+    def takes(self, value: str | int) -> bool:
+        """Whether a value fits the kind. Raises ValueError or ArithmeticError for some that do not."""
+        match self.kind, value:
+            case "Int64" | "UInt8", int():
+                return -(2**63) <= value < 2**63 if self.kind == "Int64" else value in (0, 1)
+            case "Date32", str():
+                return EARLIEST.year - 1 <= date.fromisoformat(value).year <= LATEST.year
+            case "String", str():
+                return "\0" not in value
+            case "Decimal(38, 6)", str():
+                return abs(Decimal(value)) < 10**32
+            case _:
+                return False
 
 
 def _order_keys(sort: tuple[Sort, ...]) -> list[_OrderKey]:
