@@ -11,6 +11,7 @@ from kit.db import raw, reading, transaction
 from kit.ids import uuid7
 from kit.outbox import Event
 from kit.problems import Refusal
+from member.exports import reads
 from member.exports.reads import export_page
 from member.exports.summaries import Summary, summarise
 from member.points.rules import instant, unix_us
@@ -104,6 +105,25 @@ async def test_a_page_is_about_as_long_as_asked_for(past: Past) -> None:
     assert len(sizes) > 5
     assert all(size >= 10 for size in sizes[:-1])
     assert max(sizes) <= 20
+
+
+@pytest.mark.parametrize("query", [reads._MEMBERS, reads._SALES, reads._REVERSALS, reads._RETURNS, reads._ENTRIES])
+async def test_a_page_costs_the_same_wherever_it_begins(past: Past, query: str) -> None:
+    """Rows come in the order of an index: none is read that is not on the page, and nothing is sorted."""
+    values = (
+        ("'00000000-0000-0000-0000-000000000000'", "''", "0", "10")
+        if query is reads._ENTRIES
+        else ("'00000000-0000-0000-0000-000000000000'", "10")
+    )
+    for number, value in enumerate(values, 1):
+        query = query.replace(f"${number}", value)  # with its values in the text, as EXPLAIN takes it
+    async with transaction(past.desk.engine) as connection:
+        driver = raw(connection)
+        # As if there were many rows.
+        await driver.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_incremental_sort = off")
+        pages_of = [row[0] for row in await driver.fetch(f"EXPLAIN {query}")]
+    assert any("Index Scan" in line for line in pages_of)
+    assert not any("Sort" in line and "reversals" not in query for line in pages_of), pages_of
 
 
 async def test_a_member_without_a_key_is_told_of_without_an_age(past: Past) -> None:

@@ -37,9 +37,10 @@ _NO_ID = UUID(int=0)
 _decode_reversal_lines = msgspec.json.Decoder(tuple[tuple[int, str, int, int, int], ...]).decode
 _decode_return_lines = msgspec.json.Decoder(tuple[tuple[int, str, str, str, str, str, int], ...]).decode
 
+# Rows are in the order of the column itself, which has an index, not of its text in the answer: so the order names the table.
 _MEMBERS = f"""
 SELECT member_id::text, status, kek_id, data_key, birthday, city, joined_on, created_at, changed_at, {PROGRAMME} AS programme_id
-FROM members WHERE member_id > $1 ORDER BY member_id LIMIT $2
+FROM members WHERE member_id > $1 ORDER BY members.member_id LIMIT $2
 """
 
 _OWNER = "CASE WHEN is_guest THEN '' ELSE member_id::text END"
@@ -48,12 +49,12 @@ _SALES = f"""
 SELECT sale_id::text, {_OWNER} AS member_id, programme_id, store_id::text, till_id::text, sold_at, business_day::text, currency, channel,
   staff_code, gross_minor, discount_minor, net_minor, points_spent_minor, payable_minor, points_earned, points_spent,
   coalesce(wallet_sequence, 0) AS wallet_sequence, recorded_at
-FROM sales WHERE sale_id > $1 ORDER BY sale_id LIMIT $2
+FROM sales WHERE sale_id > $1 ORDER BY sales.sale_id LIMIT $2
 """
 
 _SALE_LINES = """
 SELECT sale_id::text, line_no, sku, category, quantity::text, amount_minor, net_minor, net_minor - points_spent_minor, points_earned
-FROM sale_lines WHERE sale_id > $1 AND sale_id <= $2 ORDER BY sale_id, line_no
+FROM sale_lines WHERE sale_id > $1 AND sale_id <= $2 ORDER BY sale_lines.sale_id, line_no
 """
 
 _REVERSALS = f"""
@@ -74,13 +75,14 @@ _GOODS = "SELECT sale_id::text, line_no, sku, category FROM sale_lines WHERE sal
 
 _RETURNS = f"""
 SELECT return_id::text, {_OWNER} AS member_id, store_id::text, returned_at, business_day::text, currency, refund_minor, lines, recorded_at
-FROM unlinked_returns WHERE return_id > $1 ORDER BY return_id LIMIT $2
+FROM unlinked_returns WHERE return_id > $1 ORDER BY unlinked_returns.return_id LIMIT $2
 """
 
 _ENTRIES = """
 SELECT member_id::text, programme_id, sequence, kind, points, pending, debt, expired, balance, debt_after,
   coalesce(lot_id::text, '') AS lot_id, coalesce(sale_id::text, '') AS sale_id, coalesce(cause_id::text, '') AS cause_id, at, recorded_at
-FROM points_entries WHERE (member_id, programme_id, sequence) > ($1, $2, $3) ORDER BY member_id, programme_id, sequence LIMIT $4
+FROM points_entries AS e WHERE (member_id, programme_id, sequence) > ($1, $2, $3)
+ORDER BY e.member_id, e.programme_id, e.sequence LIMIT $4
 """
 
 
