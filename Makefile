@@ -7,10 +7,10 @@ REGULARS := .venv/bin/regulars
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-16s%s\n", $$1, $$2 }'
 
 # make hands DATABASE_URL on through the environment: it may hold a password, and a command line can be read by others.
-up: setup ## start everything on this machine until Ctrl-C (PORT=8600, DATABASE_URL=postgresql://… instead of the embedded server)
+up: setup ## start everything on this machine until Ctrl-C (PORT=8600; DATABASE_URL=postgresql://… for the embedded server; KAFKA=local or host:port for the bus)
 	@exec $(REGULARS) up --port '$(PORT)'
 
 down: ## stop what `make up` started, and nothing else

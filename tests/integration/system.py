@@ -1,4 +1,4 @@
-"""The whole system on this machine, started as `make up` starts it: PostgreSQL, member and gateway, each a process of its own."""
+"""The whole system on this machine, started as `make up` starts it: PostgreSQL, member, reporting, gateway and where asked for Kafka."""
 
 import json
 import os
@@ -45,12 +45,12 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_
 
 
 @contextmanager
-def running_system() -> Iterator["System"]:
-    """A system of its own in a new folder, stopped and removed at the end."""
+def running_system(kafka: str | None = None) -> Iterator["System"]:
+    """A system of its own in a new folder, stopped and removed at the end; its bus is PostgreSQL, a `local` Kafka, or one at host:port."""
     folder = Path(tempfile.mkdtemp(prefix="regulars-test-"))
     # Root's PostgreSQL runs as another user, to whom pytest's own folders are closed.
     folder.chmod(0o711)
-    system = System(folder)
+    system = System(folder, kafka)
     try:
         system.start()
         yield system
@@ -66,8 +66,9 @@ def running_system() -> Iterator["System"]:
 class System:
     """One installation: where it is, its keys, and ways to stop, start and kill its parts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kafka: str | None = None) -> None:
         self.var = folder / "var"
+        self._kafka = kafka
         self._console = folder / "console.log"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port: int = free.getsockname()[1]
@@ -78,6 +79,8 @@ class System:
     def start(self) -> None:
         """Starts everything and waits until `up.json` says that it is ready."""
         command = [sys.executable, "-c", _UP, "up", "--var", str(self.var), "--port", str(self._port)]
+        # Said either way: what the tests' environment says of Kafka is meant for the tests' own broker.
+        command += ["--kafka", self._kafka or ""]
         with self._console.open("ab") as console:
             process = subprocess.Popen(
                 command,
@@ -138,7 +141,7 @@ class System:
         return client
 
     def pid(self, name: str) -> int:
-        """The process of `gateway`, `member` or `postgres` that runs now."""
+        """The process of `gateway`, `member`, `reporting`, `postgres` or `kafka` that runs now."""
         return next(process.identity.pid for process in self._installation.running_processes() if process.name == name)
 
     def kill(self, name: str) -> None:

@@ -8,6 +8,8 @@
 | `processes.json` | who runs now, to stop what a killed supervisor left |
 | `keys/` | the installation's keys (kit.keys): back them up |
 | `postgres/` | the embedded database |
+| `clickhouse/` | the facts of `reporting`, made anew from the others by `regulars reporting rebuild` |
+| `kafka/` | the local broker of `make up KAFKA=local` |
 | `run/` | Unix sockets |
 | `log/` | what every process says |
 """
@@ -62,6 +64,14 @@ class Installation:
     @property
     def postgres(self) -> Path:
         return self.folder / "postgres"
+
+    @property
+    def facts(self) -> Path:
+        return self.folder / "clickhouse"
+
+    @property
+    def kafka(self) -> Path:
+        return self.folder / "kafka"
 
     @property
     def run(self) -> Path:

@@ -97,7 +97,7 @@ class LocalKafka:
             CannotStart: one of them cannot be had.
         """
         self._java = _java()
-        if not kafka_jars.folder().exists():
+        if not is_downloaded():
             _download()
         self.data_dir.mkdir(mode=0o700, exist_ok=True)
         self._write_settings()
@@ -207,6 +207,11 @@ def _java() -> tuple[str, ...]:
     if java_on_path is None:
         raise CannotStart("A local Kafka needs Java 17 or later: run `make setup`, or name a broker with KAFKA=host:port.")
     return (java_on_path,)
+
+
+def is_downloaded() -> bool:
+    """Whether the next start needs no network."""
+    return kafka_jars.folder().exists()
 
 
 def _download() -> None:

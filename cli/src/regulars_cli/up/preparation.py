@@ -1,4 +1,4 @@
-"""What must be there before the services serve: keys, databases, their tables, and the demo chain."""
+"""What must be there before the services serve: keys, databases, their tables, the bus's topics, and the demo chain."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from regulars_cli.up import CannotStart
 from regulars_cli.up.installation import Installation
 from regulars_cli.up.processes import how_it_ended, tied_to_this_process
-from regulars_cli.up.topology import DATABASES, REPOSITORY, Topology
+from regulars_cli.up.topology import REPOSITORY, TOPICS, Topology
 
 PROGRAMMES = REPOSITORY / "programmes"
 STEP_SECONDS = 600
@@ -22,15 +22,19 @@ EMBEDDED = "embedded"
 
 
 def prepare_databases(topology: Topology, installation: Installation, *, embedded: bool) -> dict[str, Any]:
-    """Keys, databases, tables, the demo chain and its programmes, each made where it is missing; `seed-demo`'s answer with API keys."""
+    """Keys, databases, tables, topics, the demo chain, its programmes, made where it is missing; `seed-demo`'s answer with API keys."""
     environment = topology.environment()
     steps = _Steps(installation.logs, environment)
-    databases = (("regulars_cli.up.databases", *DATABASES), {"DATABASE_URL": topology.server_url})
+    databases = (("regulars_cli.up.databases", *topology.databases), {"DATABASE_URL": topology.server_url})
     steps.run("Making databases and keys", [databases, (("kit.keys", str(installation.keys)), {})])
-    steps.run("Bringing the databases to this release", [(("member", "migrate"), {}), (("gateway", "migrate"), {})])
+    migrations: list[tuple[tuple[str, ...], Mapping[str, str]]] = [
+        ((name, "migrate"), {}) for name in ("member", "gateway", "reporting", "kit.bus")
+    ]
+    steps.run("Bringing the databases to this release", migrations)
+    topics = ("kit.bus", "create-topics", str(TOPICS))
     # The stores of the demo chain belong to these programmes.
     programmes = ("member", "apply-programme", "--if-missing", *map(str, sorted(PROGRAMMES.glob("*.yaml"))))
-    seed, _ = steps.run("Making the demo chain", [(("gateway", "seed-demo"), {}), (programmes, {})])
+    seed, *_ = steps.run("Making the demo chain and the topics", [(("gateway", "seed-demo"), {}), (programmes, {}), (topics, {})])
     answer: dict[str, Any] = json.loads(seed)
     answer["database"] = EMBEDDED if embedded else _without_password(topology.server_url)
     answer["new"] = bool(answer.get("till_key"))

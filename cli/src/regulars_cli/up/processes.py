@@ -47,7 +47,7 @@ class Account:
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process to run: the command, where its output goes, and when it counts as ready."""
+    """One process to run: the command, where its output goes, when it counts as ready, and whether a start fails without it."""
 
     name: str
     command: tuple[str, ...]
@@ -57,6 +57,7 @@ class ProcessSpec:
     account: Account | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: int = 20
+    is_vital: bool = True
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from regulars_cli.up.postgres import EmbeddedPostgres
 from regulars_cli.up.preparation import prepare_databases
 from regulars_cli.up.sockets import socket_folder
 from regulars_cli.up.supervisor import StopRequested, Supervisor, keep_log_small, stop_on_signals
-from regulars_cli.up.topology import REPOSITORY, Topology
+from regulars_cli.up.topology import LONGEST_SOCKET_NAME, REPOSITORY, Topology
 
 DEFAULT_PORT = 8600
+LOCAL = "local"
 # A log that grew beyond this is kept once as `.1` and begun anew: at a start, and while running.
 START_LOG_BYTES = 4 * 1024 * 1024
 RUNNING_LOG_BYTES = 32 * 1024 * 1024
@@ -41,6 +42,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default=os.environ.get("DATABASE_URL") or None,
         help="a PostgreSQL server to use instead of the embedded one, postgresql://user:password@host/database (or DATABASE_URL)",
     )
+    parser.add_argument(
+        "--kafka",
+        metavar="local|HOST:PORT",
+        default=os.environ.get("KAFKA") or None,
+        help="carry events over Kafka instead of PostgreSQL: a broker of our own on this machine, or yours (or KAFKA)",
+    )
     parser.set_defaults(func=run)
 
 
@@ -51,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.reconfigure(line_buffering=True)
     try:
         with stop_on_signals():
-            up(Installation(arguments.var.absolute()), arguments.host, arguments.port, arguments.database_url)
+            up(Installation(arguments.var.absolute()), arguments.host, arguments.port, arguments.database_url, arguments.kafka or None)
     except StopRequested:
         return 0
     except CannotStart as error:
@@ -61,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def up(installation: Installation, host: str, port: int, database_url: str | None) -> None:
-    """Start all, say so, and look after it until `StopRequested`.
+def up(installation: Installation, host: str, port: int, database_url: str | None, kafka: str | None = None) -> None:
+    """Start all, say so, and look after it until `StopRequested`. `kafka`: None, `local`, or where brokers are.
 
     Raises:
         CannotStart: with one sentence that says what to do.
@@ -79,12 +86,14 @@ def up(installation: Installation, host: str, port: int, database_url: str | Non
         else:
             server_url = database_url
             at_end.callback(_stop, supervisor)
-        sockets = socket_folder(installation.run, "member.sock")
+        if kafka == LOCAL:
+            kafka = _start_kafka(installation, supervisor)
+        sockets = socket_folder(installation.run, LONGEST_SOCKET_NAME)
         if sockets != installation.run:
             at_end.callback(shutil.rmtree, sockets, ignore_errors=True)
-        topology = Topology(server_url, installation.keys, installation.logs, sockets, host, port)
+        topology = Topology(server_url, installation.keys, installation.logs, sockets, installation.facts, host, port, kafka)
         seeded = prepare_databases(topology, installation, embedded=database_url is None)
-        say("Starting member and gateway.")
+        say("Starting member, reporting and gateway.")
         supervisor.start(topology.services())
         _announce(installation, topology, seeded)
         supervisor.watch(_Chores(installation))
@@ -140,14 +149,28 @@ def _start_postgres(installation: Installation, supervisor: Supervisor, at_end: 
     return postgres.url()
 
 
+def _start_kafka(installation: Installation, supervisor: Supervisor) -> str:
+    """Where the local broker is, started."""
+    # Loaded by those who want it only.
+    from regulars_cli.up.kafka import LocalKafka, is_downloaded  # noqa: PLC0415
+
+    say("Starting Kafka." if is_downloaded() else "Downloading Kafka, once, and starting it.")
+    broker = LocalKafka(installation.kafka, log=installation.logs / "kafka.log")
+    broker.prepare()
+    supervisor.start([broker.spec()])
+    return broker.bootstrap
+
+
 def _announce(installation: Installation, topology: Topology, seeded: Mapping[str, Any]) -> None:
-    """Write `up.json` and tell the console where everything is."""
+    """Write `up.json`, from which commands find the gateway and the bus, and tell the console where everything is."""
     content = {"url": topology.url, **{name: seeded[name] for name in ("till_key", "admin_key", "store_id", "till_id")}, "pid": os.getpid()}
+    content["bus"] = {"BUS_URL": topology.bus_url} | {name: value for name, value in os.environ.items() if name.startswith("KAFKA_")}
     # Of every database this folder was started with: who goes back to one finds its keys still good.
     keys = {seeded["database"]: {name: seeded[name] for name in ("till_key", "admin_key")}}
     installation.write_up(content | {"keys": installation.read_up().get("keys", {}) | keys})
     say("")
     say(f"Regulars is ready at {topology.url} (pages at {topology.url}/docs). Ctrl-C or `make down` stops it.")
+    say(f"Events go over {f'Kafka at {topology.kafka}' if topology.kafka else 'PostgreSQL'}.")
     if seeded["new"]:
         say(f"  till key   {seeded['till_key']}")
         say(f"  admin key  {seeded['admin_key']}")

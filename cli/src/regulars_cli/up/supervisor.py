@@ -47,22 +47,31 @@ class Supervisor:
     _children: list[_Child] = field(default_factory=list)
 
     def start(self, specs: Sequence[ProcessSpec]) -> None:
-        """Start the processes together and wait until all are ready.
+        """Start the processes together and wait until all are ready; of those that are not vital, until they are or it is said that not.
 
         Raises:
-            CannotStart: one of them ended instead, or is not ready in time.
+            CannotStart: a vital one ended instead, or is not ready in time.
         """
-        children = [self._begin(spec) for spec in specs]
+        awaited = [self._begin(spec) for spec in specs]
         deadline = time.monotonic() + READY_SECONDS
-        while not all(child.ready for child in children):
-            self._look_after([child for child in self._children if child not in children])
-            for child in children:
+        while awaited:
+            self._look_after([child for child in self._children if child not in awaited])
+            for child in list(awaited):
+                why = ""
                 if child.process.poll() is not None:
-                    raise CannotStart(self._why(child) + ".")
-                child.ready = child.ready or child.spec.ready()
-                if not child.ready and time.monotonic() > deadline:
-                    raise CannotStart(f"{child.spec.name} is not ready after {READY_SECONDS} seconds; see {child.spec.log}.")
-            if not all(child.ready for child in children):
+                    why = self._why(child) + "."
+                elif child.spec.ready():
+                    child.ready = True
+                elif time.monotonic() > deadline:
+                    why = f"{child.spec.name} is not ready after {READY_SECONDS} seconds; see {child.spec.log}."
+                if why and child.spec.is_vital:
+                    raise CannotStart(why)
+                if why and child.process.poll() is None:
+                    self.say(why)
+                if why or child.ready:
+                    # One that ended is started again, like one that ends later.
+                    awaited.remove(child)
+            if awaited:
                 time.sleep(0.02)
 
     def watch(self, chores: Callable[[], None] = lambda: None) -> None:

@@ -1,9 +1,14 @@
 """What runs on one machine: every process, its settings and the order, readable in one place.
 
-till ──REST──> gateway ──gRPC, Unix socket──> member
-                  └── database `gateway`         └── database `member`     (one PostgreSQL)
+till ──REST──> gateway ──gRPC, Unix socket──> member ──relay──> bus ──> reporting
+                  │ └─────gRPC, Unix socket───────────────────────────────> │ └── ClickHouse, in its own process
+                  └── database `gateway`         └── database `member`     └── database `bus`, or Kafka
+                                                        (one PostgreSQL)
+
+Sales need the gateway, member and PostgreSQL. While the bus or reporting is away, events wait in `member`'s outbox.
 """
 
+import json
 import signal
 import socket
 import sys
@@ -16,23 +21,38 @@ from regulars_cli.up.processes import ProcessSpec
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 DATABASES = ("member", "gateway")
+BUS_DATABASE = "bus"
+LONGEST_SOCKET_NAME = "reporting.sock"
+TOPICS = REPOSITORY / "protos" / "topics.yaml"
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The services of one installation over one PostgreSQL server."""
+    """The services of one installation over one PostgreSQL server; `kafka`, host:port, carries the bus, or else PostgreSQL does."""
 
     server_url: str
     keys: Path
     logs: Path
     sockets: Path
+    facts: Path
     host: str
     port: int
+    kafka: str | None = None
 
     @property
     def url(self) -> str:
         """Where clients find the gateway."""
         return f"http://{self.host}:{self.port}"
+
+    @property
+    def bus_url(self) -> str:
+        """What carries the events."""
+        return f"kafka://{self.kafka}" if self.kafka else with_database(self.server_url, BUS_DATABASE)
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """Those that the server must have."""
+        return DATABASES if self.kafka else (*DATABASES, BUS_DATABASE)
 
     def environment(self) -> dict[str, str]:
         """The settings of all services."""
@@ -45,6 +65,11 @@ class Topology:
             "GATEWAY_HOST": self.host,
             "GATEWAY_PORT": str(self.port),
             "MEMBER_ADDRESS": f"unix:{self._member_socket}",
+            "BUS_URL": self.bus_url,
+            "REPORTING_LISTEN": f"unix:{self._reporting_socket}",
+            "REPORTING_ADDRESS": f"unix:{self._reporting_socket}",
+            # Unless CLICKHOUSE_URL names a server.
+            "REPORTING_DATA_DIR": str(self.facts),
             "INTERNAL_TOKEN_PRIVATE_KEY_FILE": str(self.keys / "internal_token_private.pem"),
             "FINGERPRINT_KEY_FILE": str(self.keys / "fingerprint.key"),
             # The allocator's per-thread pools would cost more memory than they save time.
@@ -54,25 +79,31 @@ class Topology:
     def services(self) -> tuple[ProcessSpec, ...]:
         """Every service; they are started together and stopped one by one, the last first, so the edge closes before what it calls."""
         return (
-            self._service("member", lambda: _accepts(self._member_socket)),
-            self._service("gateway", lambda: _is_healthy(self.host, self.port)),
+            self._service("member", ("all", "--no-migrate"), lambda: _accepts(self._member_socket)),
+            self._service("reporting", ("all", "--no-migrate"), lambda: _accepts(self._reporting_socket), is_vital=False),
+            self._service("gateway", ("serve",), lambda: _is_healthy(self.host, self.port)),
         )
 
-    def _service(self, name: str, ready: Callable[[], bool]) -> ProcessSpec:
+    def _service(self, name: str, arguments: tuple[str, ...], ready: Callable[[], bool], *, is_vital: bool = True) -> ProcessSpec:
         return ProcessSpec(
             name=name,
-            command=(sys.executable, "-m", name, "serve"),
+            command=(sys.executable, "-m", name, *arguments),
             log=self.logs / f"{name}.log",
             ready=ready,
             environment=self.environment(),
             stop_signal=signal.SIGTERM,
             # They finish the calls under way within 20 seconds.
             stop_seconds=25,
+            is_vital=is_vital,
         )
 
     @property
     def _member_socket(self) -> Path:
         return self.sockets / "member.sock"
+
+    @property
+    def _reporting_socket(self) -> Path:
+        return self.sockets / LONGEST_SOCKET_NAME
 
 
 def with_database(server_url: str, database: str) -> str:
@@ -92,12 +123,15 @@ def _accepts(path: Path) -> bool:
 
 
 def _is_healthy(host: str, port: int) -> bool:
-    """Whether the gateway and all that it needs are there. By hand: the library's client would bring TLS into the supervisor's memory."""
+    """Whether the gateway and all that sales need are there. By hand: the library's client would bring TLS into the supervisor's memory."""
     try:
         with socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), timeout=5) as connection:  # noqa: S104
             connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             answer = b"".join(iter(lambda: connection.recv(4096), b""))
     except OSError:
         return False
-    # The gateway is ready while another service is away, and says which; here it is the whole that counts.
-    return answer.split(b" ")[1:2] == [b"200"] and b'"away"' not in answer
+    if answer.split(b" ")[1:2] != [b"200"]:
+        return False
+    # The gateway is ready while another service is away, and says which.
+    dependencies: dict[str, str] = json.loads(answer.partition(b"\r\n\r\n")[2])["dependencies"]
+    return all(state == "ok" for name, state in dependencies.items() if name != "reporting")
