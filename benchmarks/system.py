@@ -26,7 +26,10 @@ START_SECONDS = 120
 
 
 class System:
-    """A running Regulars over a new embedded PostgreSQL."""
+    """A running Regulars over a new embedded PostgreSQL; `kafka` is what `make up KAFKA=…` takes, empty for the bus over PostgreSQL."""
+
+    def __init__(self, kafka: str = "") -> None:
+        self.kafka = kafka
 
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="regulars-bench-"))
@@ -37,7 +40,15 @@ class System:
             self.port = probe.getsockname()[1]
         began = time.monotonic()
         self._process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("regulars")), "up", "--port", str(self.port), "--var", str(self.var)],
+            [
+                str(Path(sys.executable).with_name("regulars")),
+                "up",
+                "--port",
+                str(self.port),
+                "--var",
+                str(self.var),
+                *(["--kafka", self.kafka] if self.kafka else []),
+            ],
             stdout=(self._folder / "up.log").open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -136,4 +147,4 @@ def _name(process: psutil.Process) -> str:
     if process.name() == "postgres":
         return "postgres"
     command = process.cmdline()
-    return next((name for name in ("gateway", "member") if name in command), process.name())
+    return next((name for name in ("gateway", "member", "reporting", "kafka.Kafka") if name in command), process.name())

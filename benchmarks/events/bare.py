@@ -55,12 +55,13 @@ async def kafka_consumer(signals: Signals, *, bootstrap: str, topic: str, events
     await consumer.start()
     while not consumer.assignment():  # noqa: ASYNC110 - the client tells nobody
         await asyncio.sleep(0.01)
+    note_offsets = consumer.commit
     await signals.ready()
     counted = 0
     while counted < events:
         for messages in (await consumer.getmany(timeout_ms=1000, max_records=batch)).values():
             counted += len(messages)
-        await consumer.commit()
+        await note_offsets()
     ended = time.monotonic()
     await consumer.stop()
     return {"ended": ended}

@@ -4,17 +4,21 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 from sqlalchemy import BigInteger, Column, MetaData, Table, Uuid
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from benchmarks.events.content import Sales
 from benchmarks.events.worker import Signals
 from kit import outbox
 from kit.bus.connecting import BusSettings, connect
 from kit.bus.consuming import consume
-from kit.bus.inbox import in_transaction, inbox_table
+from kit.bus.inbox import in_transaction, inbox_table, trim
 from kit.bus.interface import Message
 from kit.bus.relay import Relay
 from kit.clock import SystemClock
@@ -23,6 +27,10 @@ from kit.outbox import Event
 from kit.settings import load
 
 GROUP = "bench"
+# Events before each measurement, so that everyone is connected and has joined.
+WARM_UP = 500
+# For so much longer than a topic's retention an inbox keeps ids.
+INBOX_MARGIN = timedelta(days=8)
 _EFFECT = """
 INSERT INTO counts (key, events) SELECT key, events FROM unnest($1::uuid[], $2::bigint[]) AS n (key, events) ORDER BY key
 ON CONFLICT (key) DO UPDATE SET events = counts.events + excluded.events
@@ -72,28 +80,66 @@ async def relay(signals: Signals, *, url: str) -> dict[str, Any]:
     return {"published": running.state().published}
 
 
-async def consumer(signals: Signals, *, url: str, topic: str, events: int) -> dict[str, Any]:
-    """Consumes until so many events took effect."""
-    engine = create_engine(url, 2)
+async def writer(signals: Signals, *, url: str, topic: str, rate: int, seconds: int) -> dict[str, Any]:
+    """Commits `rate` events a second to the outbox, a fiftieth of a second's at a time, each with the time of its writing."""
+    clock = SystemClock()
+    sales = list(Sales().events(rate * seconds, topic=topic))
+    connection = await asyncpg.connect(url)
+    await signals.ready()
+    now = asyncio.get_running_loop().time
+    begun, written = now(), 0
+    while written < len(sales):
+        due = min(len(sales), int((now() - begun) * rate))
+        if due > written:
+            recorded_at = clock.now()
+            async with connection.transaction():
+                await outbox.append(connection, [replace(event, recorded_at=recorded_at) for event in sales[written:due]])
+            # As a service's writer does: told after the commit.
+            await connection.execute(f"NOTIFY {outbox.CHANNEL}")
+            written = due
+        await asyncio.sleep(0.02)
+    seconds_taken = now() - begun
+    await connection.close()
+    return {"rate": written / seconds_taken}
+
+
+async def consumer(signals: Signals, *, url: str, topic: str, events: int, keep_seconds: int = 0) -> dict[str, Any]:
+    """Consumes until so many events took effect. With `keep_seconds`, the inbox is trimmed to that, and delays are taken."""
+    engine, clock = create_engine(url, 3), SystemClock()
     stop = asyncio.Event()
     counted = 0
     ended = 0.0
+    delays: list[float] = []
     handle = in_transaction(engine, GROUP, _count)
 
     async def counting(messages: Sequence[Message]) -> None:
         nonlocal counted, ended
         await handle(messages)
         counted += len(messages)
+        if keep_seconds:
+            now = clock.now()
+            delays.extend((now - message.recorded_at).total_seconds() for message in messages)
         if counted >= events:
             ended = time.monotonic()
             stop.set()
 
     async with connect(load(BusSettings), client_name="bench-consumer") as bus:
-        consuming = asyncio.create_task(consume(bus, GROUP, [topic], counting, stop=stop, clock=SystemClock(), together=True))
+        consuming = asyncio.create_task(consume(bus, GROUP, [topic], counting, stop=stop, clock=clock, together=True))
         await signals.ready()
+        if keep_seconds:
+            while not stop.is_set():
+                await trim(engine, timedelta(seconds=keep_seconds) - INBOX_MARGIN)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 1)
         await consuming
     await engine.dispose()
-    return {"ended": ended}
+    return {"ended": ended, "delays": percentiles(delays[WARM_UP:]) if keep_seconds else {}}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The median, the 99th percentile and the largest."""
+    ordered = sorted(values)
+    return {"p50": ordered[len(ordered) // 2], "p99": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)], "max": ordered[-1]}
 
 
 async def _count(connection: AsyncConnection, messages: Sequence[Message]) -> None:

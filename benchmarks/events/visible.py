@@ -9,14 +9,14 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import httpx
 
+from benchmarks.events.ours import percentiles
+from benchmarks.events.sizes import Sizes
 from benchmarks.system import REPOSITORY, System
 from kit.clock import SystemClock
 
@@ -30,19 +30,21 @@ async def measure(system: System, *, members: int, closed_seconds: int, open_sec
     """A closed loop for its rate, then half of that with probes; outbox and bus are looked at all the while."""
     ids = await system.add_members(members)
     await system.settle()
-    sizes = Sizes(system)
+    sizes = Sizes({"outbox": system.url("member")} | ({} if system.kafka else {"batches": system.url("bus")}))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{system.port}", timeout=30) as client:
         reports = Reports(client, system)
         await sizes.note("before")
-        closed = await sizes.during("full load", lambda: _load(system, ids, "closed", closed_seconds, 0))
+        async with sizes.watched("full load"):
+            closed = await _load(system, ids, "closed", closed_seconds, 0)
         drained = await _until_all_visible(system, reports)
         await sizes.note("full load is visible")
         rate = int(closed["rate"] / 2)
         probing = asyncio.create_task(reports.probe(open_seconds))
         before = system.cpu_seconds()
-        half = await sizes.during("half load", lambda: _load(system, ids, "half", open_seconds, rate))
+        async with sizes.watched("half load"):
+            half = await _load(system, ids, "half", open_seconds, rate)
         after = system.cpu_seconds()
-        seen = sorted(await probing)
+        seen = await probing
         await _until_all_visible(system, reports)
         await sizes.note("after")
     return {
@@ -50,9 +52,7 @@ async def measure(system: System, *, members: int, closed_seconds: int, open_sec
         "drain_seconds": drained,
         "half": half,
         "probes": len(seen),
-        "p50_seconds": seen[len(seen) // 2],
-        "p99_seconds": seen[min(len(seen) - 1, len(seen) * 99 // 100)],
-        "max_seconds": seen[-1],
+        "seconds": percentiles(seen),
         "cpu_us_per_sale": {name: (after[name] - before.get(name, 0.0)) / half["answered"] * 1e6 for name in after},
         "sizes": sizes.found,
         "memory_mib": system.memory_mib(),
@@ -117,48 +117,6 @@ class Reports:
             raise RuntimeError(answer.text)
         rows: list[list[Any]] = answer.json()["rows"]
         return rows
-
-
-class Sizes:
-    """Rows and bytes of the tables that events pass through, as the server counts them."""
-
-    def __init__(self, system: System) -> None:
-        self._system = system
-        self.found: dict[str, dict[str, dict[str, int]]] = {}
-
-    async def note(self, when: str) -> None:
-        """Looks once; of several looks under the same name the largest figures stay."""
-        for database, table in (("member", "outbox"), ("bus", "batches")):
-            connection = await asyncpg.connect(self._system.url(database))
-            try:
-                if await connection.fetchval("SELECT to_regclass($1)", table) is None:
-                    continue
-                (row,) = await connection.fetch(
-                    f"""
-                    SELECT (SELECT count(*) FROM {table}) AS rows, pg_total_relation_size('{table}') AS bytes,
-                        (SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = '{table}') AS dead_rows
-                    """
-                )
-            finally:
-                await connection.close()
-            largest = self.found.setdefault(when, {}).setdefault(table, dict.fromkeys(row.keys(), 0))
-            for name, value in row.items():
-                largest[name] = max(largest[name], value)
-
-    async def during(self, when: str, act: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        """Looks once a second until `act` is done."""
-        looking = asyncio.create_task(self._look(when))
-        try:
-            return await act()
-        finally:
-            looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await looking
-
-    async def _look(self, when: str) -> None:
-        while True:
-            await self.note(when)
-            await asyncio.sleep(1)
 
 
 async def _load(system: System, members: list[str], name: str, seconds: int, rate: int) -> dict[str, Any]:
