@@ -23,7 +23,7 @@ from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from kit.bus.interface import GroupIsActive, PartitionLag, PartitionState, TopicDiffers, TopicPartition, TopicSpec
-from kit.bus.kafka.client import CALL_SECONDS, unavailable_as
+from kit.bus.kafka.client import CALL_SECONDS, end, unavailable_as
 
 _RETENTION = "retention.ms"
 _MIN_REPLICAS = "min.insync.replicas"
@@ -146,7 +146,7 @@ class Administration:
                     await consumer.start()
                     yield consumer
             finally:
-                await consumer.stop()
+                await end(consumer, consumer._client)  # noqa: SLF001  # it has no other name
 
     async def _create(self, admin: Any, topics: Sequence[TopicSpec]) -> None:  # noqa: ANN401  # aiokafka has no types
         brokers = [broker["node_id"] for broker in (await admin.describe_cluster())["brokers"]]

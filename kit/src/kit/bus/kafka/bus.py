@@ -20,7 +20,7 @@ from kit.bus.interface import (
     partition_of,
 )
 from kit.bus.kafka.administration import Administration
-from kit.bus.kafka.client import CALL_SECONDS, client_options, unavailable_as
+from kit.bus.kafka.client import CALL_SECONDS, client_options, end, unavailable_as
 from kit.bus.kafka.cloud_events import messages
 from kit.bus.kafka.publishing import Publisher
 from kit.bus.kafka.subscription import KafkaSubscription
@@ -96,15 +96,15 @@ class KafkaBus:
                     if not fetched:
                         raise BusUnavailable(f"Kafka, read: no answer for {CALL_SECONDS} seconds.")
                     for partition, records in fetched.items():
-                        source, end = TopicPartition(*partition), states[TopicPartition(*partition)].next_offset
+                        source, limit = TopicPartition(*partition), states[TopicPartition(*partition)].next_offset
                         if source in left:
-                            if found := [record for record in records if record.offset < end]:
+                            if found := [record for record in records if record.offset < limit]:
                                 yield messages(found)
-                            if records[-1].offset + 1 >= end:
+                            if records[-1].offset + 1 >= limit:
                                 left.discard(source)
                                 consumer.pause(partition)
             finally:
-                await consumer.stop()
+                await end(consumer, consumer._client)  # noqa: SLF001  # it has no other name
 
     async def lag(self, group: str) -> Sequence[PartitionLag]:
         return await self._administration.lag(group)

@@ -1,12 +1,13 @@
 """How we connect to Kafka, and what its errors mean to callers."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aiokafka.errors import ConsumerStoppedError, KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from kit.bus.connecting import KAFKA_SCHEME, BusSettings
@@ -80,6 +81,14 @@ def unavailable_as(doing: str) -> Iterator[None]:
         raise BusUnavailable(f"Kafka, {doing}: {type(error).__name__}.") from error
 
 
-def says_unknown(error: BaseException) -> bool:
-    """Whether it says that there is no such topic."""
-    return isinstance(error, UnknownTopicOrPartitionError)
+async def end(client: Any, connections: Any) -> None:  # noqa: ANN401  # aiokafka has no types
+    """Ends a consumer or a producer and, whatever becomes of that, its connections.
+
+    A consumer that ends while a broker is away ends its own tasks and takes that for its own end; a producer waits for the broker.
+    """
+    ending = asyncio.create_task(client.stop())
+    await asyncio.wait([ending], timeout=CLOSE_SECONDS)
+    ending.cancel()
+    await asyncio.wait([ending])
+    if ending.cancelled() or ending.exception():
+        await connections.close()

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
 from kit.bus.interface import TopicPartition
-from kit.bus.kafka.client import CALL_SECONDS, CLOSE_SECONDS, unavailable_as
+from kit.bus.kafka.client import CALL_SECONDS, end, unavailable_as
 from kit.bus.kafka.cloud_events import headers
 from kit.outbox import Event
 
@@ -74,7 +73,7 @@ class Publisher:
             try:
                 await producer.start()
             except BaseException:
-                await producer.stop()
+                await end(producer, producer.client)
                 raise
             self._producer = producer
         return self._producer
@@ -83,11 +82,7 @@ class Publisher:
         producer, self._producer = self._producer, None
         if producer is None:
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await producer.stop()
-        # Once more for one that could not be stopped in time, being at it to reach a broker.
-        await producer.client.close()
+        await end(producer, producer.client)
 
 
 async def _send(producer: AIOKafkaProducer, to: TopicPartition, events: Sequence[Event]) -> None:

@@ -18,7 +18,7 @@ from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from kit.bus.interface import BusUnavailable, Message, PartitionsLost, TopicPartition
-from kit.bus.kafka.client import CALL_SECONDS, CLOSE_SECONDS, unavailable_as
+from kit.bus.kafka.client import CALL_SECONDS, end, unavailable_as
 from kit.bus.kafka.cloud_events import messages
 
 # A dead process's partitions are another's after this; brokers refuse less unless told otherwise.
@@ -199,7 +199,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
                 async with asyncio.timeout(_JOIN_SECONDS):
                     await consumer.start()
             except BaseException:
-                await _stop(consumer)
+                await end(consumer, consumer._client)  # noqa: SLF001  # it has no other name
                 raise
             self._consumer = consumer
             self._heard_at = asyncio.get_running_loop().time()
@@ -209,7 +209,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             self._lose_all()
-            await _stop(consumer)
+            await end(consumer, consumer._client)  # noqa: SLF001  # it has no other name
 
     async def _take(self, consumer: AIOKafkaConsumer, taken: "_Taken", wait_seconds: float) -> None:
         """Takes what is there of every partition, and when there is nothing, waits for the first message of any."""
@@ -282,10 +282,3 @@ class _Taken:
             self._rebalances = self._subscription.rebalances
             self.records.clear()
             self.room = self._most
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    """Leaves the group, if the broker can be told."""
-    with suppress(TimeoutError, KafkaError):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await consumer.stop()
