@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -23,12 +23,14 @@ from regulars_cli.up.processes import tied_to_this_process
 from tests.integration.api import Api
 
 # These tests kill more often than any machine does; the pauses of a supervisor that sees the same process die again and again would
-# leave little time to write in.
+# leave little time to write in. And they put a relay between the services and their bus.
 _UP = """
-import sys
+import os, sys
 from regulars_cli import main
-from regulars_cli.up import supervisor
+from regulars_cli.up import supervisor, topology
 supervisor.STEADY_SECONDS = 0
+if bus_url := os.environ.pop("TEST_BUS_URL"):
+    topology.Topology.bus_url = bus_url
 sys.exit(main.main(sys.argv[1:]))
 """
 START_SECONDS = 90
@@ -45,13 +47,19 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_
 
 
 @contextmanager
-def running_system(kafka: str | None = None) -> Iterator["System"]:
-    """A system of its own in a new folder, stopped and removed at the end; its bus is PostgreSQL, a `local` Kafka, or one at host:port."""
+def running_system(
+    kafka: str | None = None, *, bus_url: str = "", prepare: Callable[["System"], None] = lambda _: None
+) -> Iterator["System"]:
+    """A system of its own in a new folder, stopped and removed at the end; its bus is PostgreSQL, a `local` Kafka, or one at host:port.
+
+    Services reach that PostgreSQL or Kafka by `bus_url` if it is given. `prepare` is called before the first start.
+    """
     folder = Path(tempfile.mkdtemp(prefix="regulars-test-"))
     # Root's PostgreSQL runs as another user, to whom pytest's own folders are closed.
     folder.chmod(0o711)
-    system = System(folder, kafka)
+    system = System(folder, kafka, bus_url)
     try:
+        prepare(system)
         system.start()
         yield system
     finally:
@@ -66,9 +74,10 @@ def running_system(kafka: str | None = None) -> Iterator["System"]:
 class System:
     """One installation: where it is, its keys, and ways to stop, start and kill its parts."""
 
-    def __init__(self, folder: Path, kafka: str | None = None) -> None:
+    def __init__(self, folder: Path, kafka: str | None = None, bus_url: str = "") -> None:
         self.var = folder / "var"
         self._kafka = kafka
+        self._bus_url = bus_url
         self._console = folder / "console.log"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port: int = free.getsockname()[1]
@@ -89,6 +98,7 @@ class System:
                 stderr=console,
                 # Ctrl-C on the tests' terminal leaves stopping to `stop`; should the tests be killed, the kernel asks it to stop.
                 start_new_session=True,
+                env={**os.environ, "TEST_BUS_URL": self._bus_url},
                 preexec_fn=tied_to_this_process(),  # noqa: PLW1509 - nothing else runs while the tests start a system
             )
         self._process = process
@@ -112,6 +122,19 @@ class System:
                 # What the kernel then signals, if it hangs, are the children.
                 self._process.kill()
                 self._process = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._process is not None
+
+    @property
+    def postgres_socket(self) -> Path:
+        """Where the embedded server listens. Raises OSError while there is none."""
+        lines = (self.var / "postgres" / "postmaster.pid").read_text().splitlines()
+        if len(lines) < 5:
+            raise ConnectionRefusedError
+        return Path(lines[4]) / ".s.PGSQL.5432"
 
     @property
     def url(self) -> str:
@@ -144,10 +167,10 @@ class System:
         """The process of `gateway`, `member`, `reporting`, `postgres` or `kafka` that runs now."""
         return next(process.identity.pid for process in self._installation.running_processes() if process.name == name)
 
-    def kill(self, name: str) -> None:
-        """Kills it without a warning (SIGKILL); the supervisor starts it again."""
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Kills it without a warning, or ends it by another signal; the supervisor starts it again."""
         with suppress(StopIteration, ProcessLookupError):  # it is just being started again
-            os.kill(self.pid(name), signal.SIGKILL)
+            os.kill(self.pid(name), number)
 
     def kill_connection(self, random: Random) -> None:
         """Kills one of PostgreSQL's own processes: it throws out every connection, recovers, and goes on."""
@@ -156,13 +179,13 @@ class System:
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """Within the block the process is there and does nothing."""
-        process = psutil.Process(self.pid(name))
-        process.suspend()
-        try:
+        """Within the block the process is there and does nothing; unless it is just being started again, or killed meanwhile."""
+        with ExitStack() as at_end:
+            with suppress(StopIteration, psutil.NoSuchProcess):
+                process = psutil.Process(self.pid(name))
+                process.suspend()
+                at_end.callback(_resume, process)
             yield
-        finally:
-            process.resume()
 
     def is_whole(self) -> bool:
         """Whether the gateway and everything it depends on answer."""
@@ -183,3 +206,8 @@ class System:
         """Everything that every process has logged, by file; and the console."""
         files = [self._console, *sorted((self.var / "log").glob("*.log*"))]
         return {file.name: file.read_text("utf-8", "replace") for file in files}
+
+
+def _resume(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.resume()
