@@ -52,6 +52,7 @@ class System:
             stdout=(self._folder / "up.log").open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, "KAFKA": ""},
         )
         while not (self.var / "up.json").exists():
             if self._process.poll() is not None or time.monotonic() - began > START_SECONDS:

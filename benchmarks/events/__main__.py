@@ -7,6 +7,7 @@ leaves a profile there.
 
 import argparse
 import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ PARTITIONS = (1, 4)
 BACKENDS = ("kafka", "postgres")
 PARTS = ("throughput", "steady", "rebuild", "queries", "visible")
 # Of `make up`, where it is not the bus over PostgreSQL.
-KAFKA_OF = {"kafka": "local", "postgres": ""}
+KAFKA_OF = {"kafka": os.environ.get("KAFKA") or "local", "postgres": ""}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Bench:
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for number in range(self.size.rounds + 1):
             events = self.size.events if number else self.size.events // 4
-            for partitions in PARTITIONS:
+            for partitions in PARTITIONS if number else PARTITIONS[:1]:
                 name = f"p{partitions}-{number}"
                 for backend in BACKENDS:
                     if backend == "kafka":
