@@ -150,15 +150,21 @@ class World:
             )
         return [Row(*row) for row in rows]
 
-    async def until_done(self, consumer: str, events: int) -> None:
+    async def until_done(self, consumer: str, events: int, seconds: float = 60) -> None:
         """Returns when a consumer has had the effects of so many events."""
+        done = 0
 
         async def is_done() -> bool:
+            nonlocal done
             async with reading(self.engine) as connection:
                 done = await raw(connection).fetchval("SELECT count(DISTINCT event_id) FROM effects WHERE consumer = $1", consumer)
             return bool(done >= events)
 
-        await until(is_done, f"{events} effects")
+        try:
+            await until(is_done, f"{events} effects", seconds)
+        except AssertionError as error:
+            behind = {lag.source: lag.messages for lag in await self.bus.lag(consumer)}
+            raise AssertionError(f"{error}, but {done}; {await self.waiting()} wait in the outbox, on the bus {behind}") from None
 
     async def assert_all_once_and_in_order(self, consumer: str, *, but: frozenset[str] = frozenset()) -> None:
         """Every event that was recorded, but those named, had its effect once, those of a key in order."""

@@ -96,7 +96,7 @@ async def test_the_server_of_the_bus_may_restart_at_any_time(world: World, serve
                 await until(grows, "events become true and wait")
                 await asyncio.to_thread(server.start)
                 await until(lambda published=published: relay.state().published > published, "events are published again")  # type: ignore[misc]
-        await world.until_done(group, sum(map(len, world.recorded.values())))
+        await world.until_done(group, sum(map(len, world.recorded.values())), seconds=120)
         await world.until_lag_is_none(group)
     await world.assert_all_once_and_in_order(group)
     assert await world.waiting() == 0

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import signal
@@ -5,15 +6,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from kit.bus.connecting import BusSettings, connect
+from kit.bus.interface import TopicSpec
+from kit.bus.postgres import MIGRATIONS as BUS_MIGRATIONS
 from kit.crypto import generate
 from kit.db import migrate
+from kit.ids import uuid7
 from kit.keys import create_missing_keys
+from kit.outbox import Event, append
 from kit.rpc import call_metadata, create_channel
+from kit.settings import load
 from kit.tokens import TokenMinter
 from member.database import MIGRATIONS, newest_revision
 from regulars.member.v1 import programme_service_pb2 as pb
@@ -45,9 +53,9 @@ def run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedPr
     )
 
 
-def start(environment: dict[str, str], subcommand: str) -> "subprocess.Popen[str]":
+def start(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
     """Starts a subcommand that goes on."""
-    return subprocess.Popen([sys.executable, "-m", "member", subcommand], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-m", "member", *arguments], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def logged(process: "subprocess.Popen[str]") -> Iterator[dict[str, object]]:
@@ -82,6 +90,42 @@ async def test_all_migrates_serves_and_stops_when_told(environment: dict[str, st
         process.send_signal(signal.SIGTERM)
         wait_until_logged(process, "stopping")
         assert process.wait(timeout=30) == 0
+
+
+def test_only_what_relays_needs_a_bus(environment: dict[str, str], make_database: Callable[..., str], migrated_database: str) -> None:
+    del environment["BUS_URL"]
+    environment["MEMBER_DATABASE_URL"] = make_database(migrated_database)
+    for subcommand in ("relay", "all"):
+        ended = run(environment, subcommand)
+        assert (ended.returncode, ended.stderr) == (2, "Set BUS_URL.\n")
+    ended = run(environment | {"BUS_URL": "https://bus"}, "relay")
+    assert (ended.returncode, ended.stderr) == (2, "BUS_URL must begin with postgresql:// or kafka://.\n")
+    with start(environment, "serve") as process:
+        wait_until_logged(process, "serving")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("arguments", [("relay",), ("all", "--no-migrate")])
+async def test_events_are_relayed(
+    environment: dict[str, str], make_database: Callable[..., str], migrated_database: str, arguments: tuple[str, ...]
+) -> None:
+    environment |= {"MEMBER_DATABASE_URL": make_database(migrated_database), "BUS_URL": make_database()}
+    await migrate(environment["BUS_URL"], BUS_MIGRATIONS)
+    event = Event(uuid7(), "member.sale.v1", uuid7(), "regulars.member.v1.SaleRecorded", b"", "", datetime(2026, 11, 22, tzinfo=UTC))
+    connection = await asyncpg.connect(environment["MEMBER_DATABASE_URL"])
+    await append(connection, [event])
+    async with connect(load(BusSettings, environment), client_name="test") as bus:
+        await bus.create_topics([TopicSpec(event.topic, 4, timedelta(days=1))])
+        with start(environment, *arguments) as process:
+            wait_until_logged(process, "relaying")
+            async with asyncio.timeout(30):
+                while await connection.fetchval("SELECT EXISTS (SELECT FROM outbox)"):
+                    pass
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        assert [message.event_id async for messages in bus.read(event.topic) for message in messages] == [event.event_id]
+    await connection.close()
 
 
 def test_serving_needs_a_migrated_database(environment: dict[str, str]) -> None:

@@ -74,7 +74,7 @@ async def consume(
     stop: asyncio.Event,
     clock: Clock,
     together: bool = False,
-    max_messages: int = 1000,
+    max_messages: int = 2000,
     gather_seconds: float = 0.0,
     max_dead_letters: int = MAX_OPEN_DEAD_LETTERS,
 ) -> None:
