@@ -155,3 +155,21 @@ def test_a_log_is_kept_once_and_begun_anew(tmp_path: Path) -> None:
         writer.write("b")
     assert log.read_text() == "b"
     assert (tmp_path / "x.log.1").read_text() == "a" * 100
+
+
+def test_a_start_fails_without_what_is_vital_and_only_then(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def ending(*, is_vital: bool) -> ProcessSpec:
+        return ProcessSpec("brittle", ("sh", "-c", "echo no luck; exit 3"), tmp_path / "brittle.log", lambda: False, is_vital=is_vital)
+
+    steady = ProcessSpec("steady", ("sleep", "1000"), tmp_path / "steady.log", lambda: True)
+    supervisor = Supervisor(said.append)
+    try:
+        supervisor.start([ending(is_vital=False), steady])
+        with pytest.raises(CannotStart, match="brittle ended with exit code 3: no luck"):
+            supervisor.start([ending(is_vital=True)])
+    finally:
+        supervisor.stop()
+    # What is not vital was started again meanwhile, as after a later death.
+    assert any(line.startswith("brittle ended with exit code 3: no luck") for line in said)

@@ -29,9 +29,9 @@ def port() -> int:
 
 
 @contextmanager
-def running(var: Path, port: int) -> Iterator["subprocess.Popen[str]"]:
+def running(var: Path, port: int, kafka: str = "") -> Iterator["subprocess.Popen[str]"]:
     """The supervisor in a process of its own, as on a terminal."""
-    arguments = [sys.executable, "-m", "regulars_cli.main", "up", "--var", str(var), "--port", str(port)]
+    arguments = [sys.executable, "-m", "regulars_cli.main", "up", "--var", str(var), "--port", str(port), "--kafka", kafka]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             yield process
@@ -79,7 +79,7 @@ def test_a_sale_survives_kills_and_a_restart(reachable_path: Path, port: int, ca
         assert (status, replayed) == (201, False)
         assert json.loads(first)["payable_minor"] == 19990
 
-        for name in ("member", "gateway", "postgres"):
+        for name in ("member", "gateway", "reporting", "postgres"):
             pid = next(p.identity.pid for p in Installation(var).running_processes() if p.name == name)
             os.kill(pid, signal.SIGKILL)
             lines_until(process, f"^{name} was killed by SIGKILL")
@@ -106,3 +106,29 @@ def test_a_sale_survives_kills_and_a_restart(reachable_path: Path, port: int, ca
         assert re.search(f"The keys in {var}/keys/.* are not the ones this database was written with: put back the ", refused)
         assert process.wait() == 1
     assert capsys.readouterr().out == "Stopped.\n"
+
+
+@pytest.mark.timeout(180)
+def test_events_go_over_a_local_kafka_where_it_is_asked_for(reachable_path: Path, port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    var = reachable_path / "var"
+    with running(var, port, "local") as process:
+        printed = lines_until(process, "^curl ")
+        (said,) = [line for line in printed if line.startswith("Events go over ")]
+        bus = json.loads((var / "up.json").read_text())["bus"]["BUS_URL"]
+        assert said == f"Events go over Kafka at {bus.removeprefix('kafka://')}."
+
+        pids = {p.name: p.identity.pid for p in Installation(var).running_processes()}
+        for name in ("kafka", "reporting"):
+            os.kill(pids[name], signal.SIGKILL)
+        # The sale does not wait for them.
+        status, _, replayed = run_curl(printed[-1])
+        assert (status, replayed) == (201, False)
+        back = {"kafka", "reporting"}
+        while back:
+            back -= {lines_until(process, " is back")[-1].split()[0]}
+        assert command.main(["bus", "lag", "reporting", "--var", str(var)]) == 0
+
+        process.send_signal(signal.SIGINT)
+        lines_until(process, "^Stopped")
+        assert process.wait() == 0
+    assert "member.sale.v1" in capsys.readouterr().out
