@@ -176,6 +176,7 @@ class Relay:
             self._is_leading = False
             if vacuuming := self._vacuuming:
                 vacuuming.cancel()
+                await asyncio.wait([vacuuming])
             # Frees the lock at once, also when the server does not answer.
             connection.terminate()
 
@@ -286,14 +287,17 @@ class _Outbox:
         # No row at or below it can appear any more.
         self._closed = 0
         self._mark: tuple[int, frozenset[str]] | None = None
+        self._is_settled = True
         self._clock = asyncio.get_running_loop().time
         self._mark_at = 0.0
         self._whole_at = self._clock() + WHOLE_SECONDS
 
     async def exchange(self, published: Sequence[int] = (), in_flight: Sequence[int] = ()) -> Rows:
         """Removes the rows that were published, and reads the next ones in order, but for those in flight."""
-        self.removed += len(published)
-        if self._clock() >= self._mark_at and self.removed:
+        if published:
+            self.removed += len(published)
+            self._is_settled = False
+        if not self._is_settled and self._clock() >= self._mark_at:
             await self._close()
         left_out = [*published, *in_flight]
         rows: Rows = await self._connection.fetch(_EXCHANGE, published, self._floor, left_out, self._limit)
@@ -314,3 +318,4 @@ class _Outbox:
             self._closed, self._mark = self._mark[0], None
         if self._mark is None:
             self._mark = (last, writers)
+        self._is_settled = self._closed == last
