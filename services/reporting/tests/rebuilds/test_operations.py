@@ -2,25 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Self
 
 import pytest
 
 from kit.bus.connecting import connect
 from kit.bus.interface import Bus, PartitionState, TopicSpec
-from kit.clock import SystemClock
+from kit.clock import HeldClock, SystemClock
 from kit.ids import uuid7
 from kit.outbox import Event
 from kit.problems import Refusal
 from reporting.clickhouse import ClickHouse
 from reporting.facts.columns import REBUILT
 from reporting.facts.consumers import FactsHandler
-from reporting.facts.rules import Fact
+from reporting.facts.rules import Fact, unix_us
 from reporting.rebuilds import operations
 from reporting.rebuilds.ledger import Rights
 from reporting.rebuilds.operations import SUFFIX, Export, Rebuilder
 from services.reporting.tests.contents import consume_all, contents, one
-from services.reporting.tests.events import fact, points, reversal, sale, signed_up, unlinked_return
+from services.reporting.tests.events import AT, fact, points, reversal, sale, signed_up, unlinked_return
 from tests.bus.world import bus_settings, until
 
 MEMBERS = [uuid7() for _ in range(5)]
@@ -71,7 +72,9 @@ async def make(clickhouse: ClickHouse, bus_url: str) -> AsyncIterator[MakeRebuil
             bus = connect(bus_settings(bus_url), client_name="test")
             return wrapped["bus"](bus) if "bus" in wrapped else bus
 
-        made.append(Rebuilder(clickhouse, handler or FactsHandler(clickhouse), to_bus, export, SystemClock(), alone=alone))
+        made.append(
+            Rebuilder(clickhouse, handler or FactsHandler(clickhouse), to_bus, export, wrapped.get("clock") or SystemClock(), alone=alone)
+        )
         return made[-1]
 
     yield rebuilder
@@ -284,6 +287,37 @@ async def test_a_rebuild_killed_while_tables_change_places_is_finished(
     latest = await restarted.latest("token")
     assert latest
     assert latest.state == "done"
+
+
+@pytest.mark.parametrize("state, becomes", [("running", "cut_off"), ("swapping", "done")])
+async def test_what_another_process_left_is_settled_once_that_is_taken_for_dead(
+    clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder, state: str, becomes: str
+) -> None:
+    await bus.publish(a_history())
+    await consume_all(bus, FactsHandler(clickhouse))
+    before = await contents(clickhouse)
+    clock, identity = HeldClock(AT), uuid7()
+    for table in REBUILT:
+        await clickhouse.command(f"CREATE TABLE {table}{SUFFIX} AS {table} COMMENT '{identity}'")
+        await clickhouse.command(f"INSERT INTO {table}{SUFFIX} SELECT * FROM {table}")
+    columns = "rebuild_id, source, state, started_at, changed_at, offsets, version"
+    at = f"fromUnixTimestamp64Micro({unix_us(AT)})"
+    await clickhouse.command(f"INSERT INTO rebuilds ({columns}) SELECT '{identity}', 'events', '{state}', {at}, {at}, '[]', 1")
+    other = make(alone=False, clock=clock)
+    await other.recover()
+    latest = await other.latest("token")
+    assert latest
+    assert latest.state == state
+    with pytest.raises(Refusal, match="rebuild_running"):
+        await other.start("", "tester", "token")
+    clock.advance(timedelta(minutes=1))
+    await other.latest("token")
+    await other.ended()
+    latest = await other.latest("token")
+    assert latest
+    assert latest.state == becomes
+    assert await contents(clickhouse) == before
+    assert await is_tidy(clickhouse)
 
 
 async def test_a_rebuild_that_fails_says_why_and_leaves_the_facts(clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder) -> None:

@@ -40,6 +40,7 @@ SWAPPING = "swapping"
 DONE = "done"
 FAILED = "failed"
 CUT_OFF = "cut_off"
+UNDER_WAY = frozenset({RUNNING, WAITING, SWAPPING})
 
 SUFFIX = "_rebuild"
 BATCH_EVENTS = 20_000
@@ -97,18 +98,15 @@ class Rebuilder:
         self._export = export
         self._clock = clock
         self._alone = alone
+        # Held while it is decided whether a rebuild begins.
+        self._deciding = asyncio.Lock()
         self._job: _Job | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def recover(self) -> None:
         """Called at the start of a process: what a dead one left is done, if the tables were changing places, or undone."""
-        latest = await self._latest()
-        if latest is None or not self._is_dead(latest.rebuild):
-            return
-        if latest.rebuild.state == SWAPPING:
-            self._begin(latest, self._finish(latest))
-        else:
-            await self._cut_off(latest)
+        async with self._deciding:
+            await self._recover()
 
     async def start(self, source: str, started_by: str, token: str) -> Rebuild:
         """Begins a rebuild from `source`; empty: from the events, if the bus has them all.
@@ -116,33 +114,29 @@ class Rebuilder:
         Raises:
             Refusal: 409 one is under way; 422 `events_trimmed`; 503 the bus is away.
         """
-        if self._job is not None:
-            raise _running()
-        self._job = job = _Job(self._new(started_by), Rights(token), {})
-        try:
-            latest = await self._latest()
-            if latest is not None and latest.rebuild.state in {RUNNING, WAITING, SWAPPING}:
-                if not self._is_dead(latest.rebuild):
-                    raise _running()
-                await self._cut_off(latest)
-            job.rebuild.source, job.rebuild.expected_events, job.offsets = await self._chosen(source)
+        async with self._deciding:
+            latest = await self._recover()
+            if self._job is not None or (latest is not None and latest.rebuild.state in UNDER_WAY):
+                raise _running()
+            now = self._clock.now()
+            rebuild = Rebuild(id=uuid7(), source="", state=RUNNING, started_by=started_by, started_at=now, changed_at=now)
+            job = _Job(rebuild, Rights(token), {})
+            rebuild.source, rebuild.expected_events, job.offsets = await self._chosen(source)
             await self._save(job)
-            if not self._alone and await self._clickhouse.query(_OTHERS, {"id": job.rebuild.id, "seconds": DEAD_SECONDS}):
-                job.rebuild.reason = "rebuild_running"
+            if not self._alone and await self._clickhouse.query(_OTHERS, {"id": rebuild.id, "seconds": DEAD_SECONDS}):
+                rebuild.reason = "rebuild_running"
                 await self._save(job, FAILED)
                 raise _running()
-        except BaseException:
-            self._job = None
-            raise
-        self._begin(job, self._run(job))
-        return self._said(job)
+            self._begin(job, self._run(job))
+            return self._said(job)
 
     async def latest(self, token: str) -> Rebuild | None:
         """How the newest rebuild stands; who asks lends it the rights to go on."""
         if self._job is not None:
             self._job.rights.renew(token)
             return self._said(self._job)
-        latest = await self._latest()
+        async with self._deciding:
+            latest = await self._recover()
         return latest.rebuild if latest else None
 
     async def ended(self) -> None:
@@ -156,9 +150,17 @@ class Rebuilder:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    def _new(self, started_by: str) -> Rebuild:
-        now = self._clock.now()
-        return Rebuild(id=uuid7(), source="", state=RUNNING, started_by=started_by, started_at=now, changed_at=now)
+    async def _recover(self) -> _Job | None:
+        """The latest rebuild, after what is to be done about a dead process."""
+        if self._job is not None:
+            return self._job
+        latest = await self._latest()
+        if latest is not None and self._is_dead(latest.rebuild):
+            if latest.rebuild.state == SWAPPING:
+                self._begin(latest, self._finish(latest))
+            else:
+                await self._cut_off(latest)
+        return latest
 
     def _said(self, job: _Job) -> Rebuild:
         if job.rebuild.state in {RUNNING, WAITING}:
@@ -342,7 +344,7 @@ class Rebuilder:
 
     def _is_dead(self, rebuild: Rebuild) -> bool:
         """Whether the rebuild was under way in a process that is no more."""
-        if rebuild.state not in {RUNNING, WAITING, SWAPPING}:
+        if rebuild.state not in UNDER_WAY:
             return False
         return self._alone or abs((self._clock.now() - rebuild.changed_at).total_seconds()) > DEAD_SECONDS
 
@@ -364,7 +366,7 @@ FROM rebuilds ORDER BY started_at DESC, rebuild_id DESC LIMIT 1
 # Begun by another process at the same moment.
 _OTHERS = f"""
 SELECT rebuild_id FROM rebuilds
-WHERE rebuild_id != {{id:UUID}} AND state IN ('{RUNNING}', '{WAITING}', '{SWAPPING}') AND changed_at > now64(6) - {{seconds:UInt32}}
+WHERE rebuild_id != {{id:UUID}} AND state IN {tuple(sorted(UNDER_WAY))} AND changed_at > now64(6) - {{seconds:UInt32}}
 """
 
 
