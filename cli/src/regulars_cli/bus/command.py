@@ -231,6 +231,8 @@ async def _show_letter(bus: Bus, parsed: argparse.Namespace) -> None:
 
 async def _replay(bus: Bus, parsed: argparse.Namespace) -> None:
     await _decide(bus, parsed, "replayed", DeadLetters.replay)
+    if not parsed.json:
+        print("What fails again is listed again.")
 
 
 async def _discard(bus: Bus, parsed: argparse.Namespace) -> None:
