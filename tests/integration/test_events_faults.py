@@ -23,6 +23,8 @@ from tests.integration.world import A_WHILE, BACKENDS, World, running_world
 SEED = int(os.environ.get("EVENTS_SEED", "1"))
 RUNS = int(os.environ.get("EVENTS_RUNS", "1"))
 SECONDS = int(os.environ.get("EVENTS_SECONDS", "8"))
+# Faults in a run, however slow the machine.
+LEAST = 4
 
 pytestmark = pytest.mark.timeout(SECONDS + 400)
 
@@ -120,7 +122,7 @@ async def let_things_happen(world: World, line: Line, random: Random) -> Counter
     happened: Counter[str] = Counter()
     loop = asyncio.get_running_loop()
     end = loop.time() + SECONDS
-    while loop.time() < end:
+    while loop.time() < end or happened.total() < LEAST:
         await line.pause(random.uniform(0.2, 2))
         chosen = dict.fromkeys(random.choices(list(things), k=random.choice((1, 1, 2))))
         happened.update(chosen.keys())

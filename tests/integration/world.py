@@ -262,14 +262,14 @@ class World:
         assert dead
         assert [state.next_offset for state in dead if state.next_offset] == [], "no event was put aside"
         await asyncio.to_thread(check_reports, self.admin, published)
-        assert errors_logged(self.system) == [], "nothing surprised a service"
+        check_logs(self.system)
         return Checked(expected, published.repeated)
 
     def check_kept(self, expected: Facts) -> None:
         """Stops the system; fails unless `reporting` keeps exactly these facts."""
         self.system.stop()
         expected.check_same(kept_facts(self.system.var / "clickhouse"), "reporting")
-        assert errors_logged(self.system) == [], "nothing surprised a service that was stopped"
+        check_logs(self.system)
 
     def last_words(self) -> str:
         """The end of every log, for a failure."""
@@ -321,6 +321,12 @@ async def lag_of(bus: Bus) -> int:
     return sum(begun.get(source, messages) for source, messages in kept.items())
 
 
+def check_logs(system: System) -> None:
+    """Fails if something happened to a service that nobody foresaw."""
+    errors = errors_logged(system)
+    assert not errors, "\n".join([f"{len(errors)} errors were logged:", *errors[:3]])
+
+
 def check_reports(admin: Api, published: Published) -> None:
     """Fails unless the reports' figures of every day are the sums of what was published."""
     figures = published.daily_figures()
@@ -329,4 +335,5 @@ def check_reports(admin: Api, published: Published) -> None:
     query: Json = {"metrics": names, "dimensions": ["day"], "from": first, "to": str(date.fromisoformat(last) + timedelta(days=1))}
     report = admin.post("/v1/reports/query", query | {"limit": 5000}, 200)
     found = {row[0]: [*row[1:-1], Decimal(row[-1])] for row in report["rows"]}
-    assert found == {day: [sums[name] for name in names] for day, sums in figures.items()}
+    expected = {day: [sums[name] for name in names] for day, sums in figures.items()}
+    assert found == expected, f"the reports say {found}, and not {expected}"
