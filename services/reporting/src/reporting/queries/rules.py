@@ -540,9 +540,8 @@ def _source(part: _Part, source: Source, names: list[str], prefix: str) -> str:
         expression = _aggregate(figure, by_goods=by_goods) if figure.source is source else "0"
         figures.append(f"{f'toDecimal128({expression}, 6)' if name in DECIMAL_FIGURES else f'toInt64({expression})'} AS f_{name}")
     if query.asks_for_money:
-        for column, aggregate in (("c_least", "min"), ("c_greatest", "max")):
-            known = f"nullIf(toString({aggregate}(f.currency)), '')" if source in _TRADE_SOURCES else "CAST(NULL, 'Nullable(String)')"
-            figures.append(f"{known} AS {column}")
+        known = "toNullable(toString(f.currency))" if source in _TRADE_SOURCES else "CAST(NULL, 'Nullable(String)')"
+        figures += [f"{known} AS c_least", f"{known} AS c_greatest"]
     window = _window(f"f.{day}", prefix)
     table = _activity(prefix) if source is Source.ACTIVITY else lines if by_goods else whole
     facts = f"{table} AS f{_tier_join(part, source)}"
@@ -554,6 +553,9 @@ def _source(part: _Part, source: Source, names: list[str], prefix: str) -> str:
             return _at_the_end(part, facts, [f"f.day < {{{prefix}to:Date32}}", *conditions], columns, figures, prefix)
         case _:
             where = " AND ".join([window, *conditions])
+            if query.asks_for_money and source in _TRADE_SOURCES:
+                # Cheaper than the least and the greatest of every row. Where it splits a bucket, money is refused as a whole.
+                grouped = [*grouped, "f.currency"]
             return f"SELECT {', '.join(columns + figures)} FROM {facts} WHERE {where}{_group_by(grouped)}"
 
 
