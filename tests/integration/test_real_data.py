@@ -1,4 +1,4 @@
-"""A year of a real shop, imported into a running system: every figure as counted from the file, in the import's report and in the API."""
+"""A year of a real shop, imported into a running system: every figure as counted from the file, in the report, the API and the reports."""
 
 import json
 import os
@@ -14,7 +14,8 @@ import httpx
 import msgspec
 import pytest
 
-from tests.integration.api import Json
+from tests.integration.api import Api, Json
+from tests.integration.retail_figures import monthly_figures
 from tests.integration.system import System, running_system, wait_until
 
 FILE = Path(__file__).resolve().parents[3] / "shared" / "data" / "online_retail" / "online_retail.csv.gz"
@@ -128,7 +129,9 @@ def test_a_year_of_sales_comes_in_whole_though_the_import_is_killed_on_the_way(t
         assert second.returncode == 0, said
         told: Json = json.loads(report.read_bytes())
         api = told_by_the_api(system)
-        assert system.api(system.key("admin")).differences() == []
+        admin = system.api(system.key("admin"))
+        assert admin.differences() == []
+        check_reports(admin)
     with capsys.disabled():
         sys.stdout.write(
             f"\nimport: {told['lines_per_second']} lines/s after the kill, {told['commands_resumed']} commands from its notes\n"
@@ -142,6 +145,30 @@ def test_a_year_of_sales_comes_in_whole_though_the_import_is_killed_on_the_way(t
         "returns": told["credit_notes"]["returns"], "returned minor": -told["credit_notes"]["unlinked_minor"],
     }  # fmt: skip
     assert dict(api) == expected
+
+
+def check_reports(admin: Api) -> None:
+    """REP-01: every month's figures are those that a reckoning from the file alone comes to; and every day's are the ledger's."""
+
+    def is_in() -> bool:
+        found = admin.post("/v1/reports:reconcile", {}, 200)
+        return bool(found["compared"]["store_days"]) and found["differences_total"] == 0
+
+    wait_until(is_in, "the reports agree with the ledger", 120)
+    metrics = ["gross_sales_minor", "returns_minor", "net_sales_minor", "receipts", "buyers", "items"]
+    query = {
+        "metrics": metrics,
+        "dimensions": ["month"],
+        "from": "2010-12-01",
+        "to": "2011-12-10",
+        "filters": [{"field": "currency", "op": "eq", "values": ["GBP"]}],
+        "sort": [{"field": "month", "order": "asc"}],
+    }
+    rows = admin.post("/v1/reports/query", query, 200)["rows"]
+    assert {month: figures for month, *figures in rows} == {
+        month: [own.gross_minor, own.returned_minor, own.net_minor, own.receipts, own.buyers, str(own.items)]
+        for month, own in monthly_figures(FILE).items()
+    }
 
 
 def check_report(told: Json) -> None:
