@@ -7,11 +7,14 @@ name, `ce_source` the service that owns the topic, `ce_time` when it was recorde
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID, uuid5
 
 from kit.bus.interface import Message
 from kit.outbox import Event
 
 _SPECVERSION = ("ce_specversion", b"1.0")
+# Of the ids of records that bring none.
+_PLACES = UUID("0d3a52f0-2f3c-5b0e-9a57-6f1f1f0a7c11")
 _CONTENT_TYPE = ("content-type", b"application/protobuf")
 
 
@@ -41,13 +44,21 @@ def _message(record: Any) -> Message:  # noqa: ANN401  # aiokafka's record, whic
         record.topic,
         record.partition,
         record.offset,
-        said.get("ce_id", b"").decode(),
+        _event_id(said.get("ce_id", b""), record),
         (record.key or b"").decode("utf-8", "replace"),
-        said.get("ce_type", b"").decode(),
+        said.get("ce_type", b"").decode("utf-8", "replace"),
         record.value or b"",
-        said.get("traceparent", b"").decode(),
+        said.get("traceparent", b"").decode("utf-8", "replace"),
         _recorded_at(said.get("ce_time", b""), record.timestamp),
     )
+
+
+def _event_id(said: bytes, record: Any) -> str:  # noqa: ANN401  # aiokafka's record, which has no types
+    try:
+        return str(UUID(said.decode()))
+    except ValueError:
+        # Written by someone else: its place names it, so that it is not taken for another of the kind.
+        return str(uuid5(_PLACES, f"{record.topic}/{record.partition}/{record.offset}"))
 
 
 def _recorded_at(said: bytes, timestamp_ms: int) -> datetime:
