@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from kit.bus.connecting import BusSettings, connect
-from kit.bus.interface import Bus, BusUnavailable, Message, PartitionsLost, Subscription, TopicPartition, TopicSpec
+from kit.bus.interface import Bus, BusUnavailable, EventTooLarge, Message, PartitionsLost, Subscription, TopicPartition, TopicSpec
 from kit.bus.kafka import KafkaBus, publishing
 from kit.bus.kafka import subscription as subscriptions
 from kit.bus.kafka.client import client_options
@@ -187,10 +187,17 @@ async def test_an_event_is_a_cloud_event_in_binary_mode(kafka_bootstrap: str, bu
 
 async def test_a_record_of_somebody_else_arrives_as_far_as_it_says_what_it_is(kafka_bootstrap: str, bus: Bus, topic: str) -> None:
     async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer:
-        await producer.send_and_wait(topic, b"?", headers=[("ce_time", b"\xff")], timestamp_ms=1_700_000_000_000)
-    (message,) = await read(bus, topic)
-    assert (message.event_id, message.key, message.type, message.payload, message.traceparent) == ("", "", "", b"?", "")
-    assert message.recorded_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+        for id_header in ([], [("ce_id", b"")], [("ce_id", b"\xff no id of ours")]):
+            await producer.send_and_wait(
+                topic, b"?", partition=0, headers=[("ce_time", b"\xff"), *id_header], timestamp_ms=1_700_000_000_000
+            )
+    found = await read(bus, topic)
+    for message in found:
+        assert (message.key, message.type, message.payload, message.traceparent) == ("", "", b"?", "")
+        assert message.recorded_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    # What becomes of one of them must not be taken for what became of another: each has an id, the same whenever it is read.
+    assert len({uuid.UUID(message.event_id) for message in found}) == 3
+    assert [message.event_id for message in await read(bus, topic)] == [message.event_id for message in found]
 
 
 async def test_events_larger_than_a_batch_together_stay_in_order(bus: Bus, topic: str) -> None:
@@ -200,11 +207,21 @@ async def test_events_larger_than_a_batch_together_stay_in_order(bus: Bus, topic
     assert [int(message.payload.split()[0]) for message in await read(bus, topic)] == list(range(12))
 
 
-async def test_an_event_that_no_broker_takes_holds_up_only_itself(bus: Bus, topic: str) -> None:
-    with pytest.raises(BusUnavailable, match="MessageSizeTooLargeError"):
-        await bus.publish([Event(uuid7(), topic, uuid7(), TYPE, bytes(2_000_000), TRACE, AT)])
-    await bus.publish([event(topic)])
-    assert len(await read(bus, topic)) == 1
+async def test_an_event_that_no_broker_takes_is_named_and_holds_up_only_itself(bus: Bus, topic: str) -> None:
+    key = uuid7()
+    too_large = Event(uuid7(), topic, key, TYPE, bytes(9_000_000), TRACE, AT)
+    with pytest.raises(EventTooLarge) as refused:
+        await bus.publish([event(topic, key), too_large, event(topic, key)])
+    assert (refused.value.event_id, refused.value.topic, refused.value.size_bytes) == (too_large.event_id, topic, 9_000_000)
+    await bus.publish([event(topic, key)])
+    assert too_large.event_id not in {message.event_id for message in await read(bus, topic)}
+
+
+async def test_an_event_larger_than_most_brokers_take_arrives_in_its_place(bus: Bus, topic: str) -> None:
+    key = uuid7()
+    events = [event(topic, key), Event(uuid7(), topic, key, TYPE, bytes(6_000_000), TRACE, AT), event(topic, key)]
+    await bus.publish(events)
+    assert [message.event_id for message in await read(bus, topic)] == [sent.event_id for sent in events]
 
 
 async def test_the_order_of_a_key_holds_over_kills_of_the_broker(broker: LocalKafka) -> None:

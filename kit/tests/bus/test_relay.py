@@ -9,7 +9,8 @@ import pytest
 
 from kit.bus import relay as relays
 from kit.bus.connecting import connect
-from kit.bus.interface import Bus, TopicSpec
+from kit.bus.interface import Bus, EventTooLarge, TopicSpec
+from kit.bus.postgres import PostgresBus
 from kit.bus.relay import _SETTINGS, _Outbox
 from kit.clock import HeldClock
 from kit.db import connect as connect_database
@@ -152,6 +153,30 @@ async def test_events_of_a_topic_that_is_not_there_yet_wait_for_it(world: World,
         await world.bus.create_topics([TopicSpec(missing, 1, timedelta(days=1))])
         await until(lambda: relay.state().published == 2, "both are published")
     assert [record.message for record in caplog.records].count("events wait in the outbox until they can be published") == 1
+
+
+async def test_an_event_larger_than_the_bus_takes_is_named_and_waits_until_it_does(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = await world.new_topic()
+    await world.record(topic, [uuid7()], 3)
+    publish, attempts, is_small = PostgresBus.publish, 0, True
+
+    async def publish_small(self: PostgresBus, events: Sequence[Event]) -> None:
+        nonlocal attempts
+        attempts += 1
+        if is_small:
+            raise EventTooLarge(events[1].event_id, events[1].topic, 9_000_000)
+        await publish(self, events)
+
+    monkeypatch.setattr(PostgresBus, "publish", publish_small)
+    async with world.relaying() as relay:
+        await until(lambda: attempts > 2, "it tries again")
+        is_small = False
+        await until(lambda: relay.state().published == 3, "all are published")
+    (said,) = [vars(record) for record in caplog.records if record.levelname == "ERROR"]
+    assert said["message"].startswith("an event is larger than the bus takes")
+    assert (said["event_id"], said["topic"], said["size_bytes"]) == (next(iter(world.recorded.values()))[1], topic, 9_000_000)
 
 
 async def test_many_writers_at_once_keep_the_order_of_their_keys(world: World) -> None:

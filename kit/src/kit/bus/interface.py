@@ -87,6 +87,16 @@ class BusUnavailable(Exception):
     """The bus does not answer: what was asked may be asked again. The text names the backend and what failed, no value."""
 
 
+class EventTooLarge(Exception):
+    """The bus does not take an event of this size, and never will as it is set up. The text names the event and no value of it."""
+
+    def __init__(self, event_id: str, topic: str, size_bytes: int) -> None:
+        super().__init__(f"{event_id} of {topic} has {size_bytes} bytes, more than the bus takes.")
+        self.event_id = event_id
+        self.topic = topic
+        self.size_bytes = size_bytes
+
+
 class PartitionsLost(Exception):
     """Another process of the group reads these partitions now. What was not committed of them will be, or was, delivered to it."""
 
@@ -175,6 +185,7 @@ class Bus(Protocol):
 
         Raises:
             TopicUnknown: nothing was published.
+            EventTooLarge: the bus must be set up to take larger ones before this one is published, and those after it.
             BusUnavailable: try again.
         """
 

@@ -19,7 +19,7 @@ from datetime import datetime
 
 import asyncpg
 
-from kit.bus.interface import Bus, BusUnavailable, TopicUnknown
+from kit.bus.interface import Bus, BusUnavailable, EventTooLarge, TopicUnknown
 from kit.clock import Clock
 from kit.db import RawConnection, connect, may_retry
 from kit.outbox import CHANNEL, Event
@@ -109,6 +109,7 @@ class Relay:
         self._published = 0
         self._oldest: datetime | None = None
         self._failing_since: float | None = None
+        self._too_large = ""
         self._vacuuming: asyncio.Task[None] | None = None
         self._vacuum_at = 0.0
 
@@ -235,13 +236,17 @@ class Relay:
         self._oldest = rows[0]["recorded_at"] if rows else None
 
     def _say_failing(self, error: Exception) -> None:
-        """Once in an outage."""
+        """Once in an outage; and once of each event that only a person can help through."""
+        if isinstance(error, EventTooLarge) and error.event_id != self._too_large:
+            self._too_large = error.event_id
+            about = {"event_id": error.event_id, "topic": error.topic, "size_bytes": error.size_bytes}
+            _log.error("an event is larger than the bus takes: it and all after it wait until the bus takes larger ones", extra=about)
         if self._failing_since is not None:
             return
         self._failing_since = asyncio.get_running_loop().time()
-        is_of_the_moment = isinstance(error, BusUnavailable | TopicUnknown | asyncpg.InterfaceError) or may_retry(error)
-        about = {"error": type(error).__name__, "oldest_seconds": round(self.oldest_seconds(), 1)}
-        _log.warning("events wait in the outbox until they can be published", extra=about, exc_info=None if is_of_the_moment else error)
+        is_of_the_moment = isinstance(error, BusUnavailable | EventTooLarge | TopicUnknown | asyncpg.InterfaceError) or may_retry(error)
+        said = {"error": type(error).__name__, "oldest_seconds": round(self.oldest_seconds(), 1)}
+        _log.warning("events wait in the outbox until they can be published", extra=said, exc_info=None if is_of_the_moment else error)
 
     def _say_well(self) -> None:
         if self._failing_since is not None:

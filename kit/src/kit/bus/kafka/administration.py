@@ -27,6 +27,9 @@ from kit.bus.kafka.client import CALL_SECONDS, end, unavailable_as
 
 _RETENTION = "retention.ms"
 _MIN_REPLICAS = "min.insync.replicas"
+_LARGEST = "max.message.bytes"
+# Above the largest that a service writes: a sale of two thousand lines, or all the entries of a wallet in one transaction.
+_LARGEST_BYTES = 8 * 1024 * 1024
 # As many copies as a cluster usually can have, of which one may be away for a while.
 _REPLICAS = 3
 # Of Kafka's numbers for where a setting comes from: it was given to the topic itself.
@@ -159,6 +162,7 @@ class Administration:
                 topic_configs={
                     "cleanup.policy": "delete",
                     _RETENTION: str(topic.retention // _MILLISECOND),
+                    _LARGEST: str(_LARGEST_BYTES),
                     # What was acknowledged is on as many brokers, so that one may be lost.
                     _MIN_REPLICAS: str(max(1, replicas - 1)),
                 },

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError
 
-from kit.bus.interface import TopicPartition
+from kit.bus.interface import EventTooLarge, TopicPartition
 from kit.bus.kafka.client import CALL_SECONDS, end, unavailable_as
 from kit.bus.kafka.cloud_events import headers
 from kit.outbox import Event
 
-# Of a request for one partition; brokers take 1 MiB unless told otherwise.
+# Of a request for one partition; brokers take 1 MiB unless told otherwise. An event that is larger goes alone.
 _BATCH_BYTES = 900_000
 
 
@@ -33,6 +34,7 @@ class Publisher:
         """Returns when all of them are durable.
 
         Raises:
+            EventTooLarge: it is not there; of the others it is not known.
             BusUnavailable: not known which are; the same again, before any other of these partitions.
         """
         ids = tuple(event.event_id for part in events.values() for event in part)
@@ -87,17 +89,22 @@ class Publisher:
 
 async def _send(producer: AIOKafkaProducer, to: TopicPartition, events: Sequence[Event]) -> None:
     """Send the events of one partition, batch after batch."""
-    batch = producer.create_batch()
+    batch, within = producer.create_batch(), list[Event]()
     for event in events:
         record = {"timestamp": None, "key": event.key.encode(), "value": event.payload, "headers": headers(event)}
         if batch.append(**record) is None:
-            await _deliver(producer, batch, to)
-            batch = producer.create_batch()
+            await _deliver(producer, batch, to, within)
+            batch, within = producer.create_batch(), []
             batch.append(**record)
-    await _deliver(producer, batch, to)
+        within.append(event)
+    await _deliver(producer, batch, to, within)
 
 
-async def _deliver(producer: AIOKafkaProducer, batch: Any, to: TopicPartition) -> None:  # noqa: ANN401  # aiokafka has no types
+async def _deliver(producer: AIOKafkaProducer, batch: Any, to: TopicPartition, events: Sequence[Event]) -> None:  # noqa: ANN401  # aiokafka has no types
     batch.close()
     delivered = await producer.send_batch(batch, to.topic, partition=to.partition)
-    await delivered
+    try:
+        await delivered
+    except MessageSizeTooLargeError:
+        largest = max(events, key=lambda event: len(event.payload))
+        raise EventTooLarge(largest.event_id, largest.topic, len(largest.payload)) from None
