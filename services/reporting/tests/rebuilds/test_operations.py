@@ -1,7 +1,7 @@
 """Rebuilding over a real bus and a real ClickHouse. A process that is killed is a rebuilder that is closed at that point."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from reporting.facts.consumers import FactsHandler
 from reporting.facts.rules import Fact, unix_us
 from reporting.rebuilds import operations
 from reporting.rebuilds.ledger import Rights
-from reporting.rebuilds.operations import SUFFIX, Export, Rebuilder
+from reporting.rebuilds.operations import MARK, Export, Rebuilder, suffix_of
 from services.reporting.tests.contents import consume_all, contents, one
 from services.reporting.tests.events import AT, fact, points, reversal, sale, signed_up, unlinked_return
 from tests.bus.world import bus_settings, until
@@ -68,12 +68,14 @@ async def make(clickhouse: ClickHouse, bus_url: str) -> AsyncIterator[MakeRebuil
     made = []
 
     def rebuilder(export: Export = never, *, handler: FactsHandler | None = None, alone: bool = True, **wrapped: Any) -> Rebuilder:
+        storage = wrapped.get("storage") or clickhouse
+
         def to_bus() -> Bus:
             bus = connect(bus_settings(bus_url), client_name="test")
             return wrapped["bus"](bus) if "bus" in wrapped else bus
 
         made.append(
-            Rebuilder(clickhouse, handler or FactsHandler(clickhouse), to_bus, export, wrapped.get("clock") or SystemClock(), alone=alone)
+            Rebuilder(storage, handler or FactsHandler(clickhouse), to_bus, export, wrapped.get("clock") or SystemClock(), alone=alone)
         )
         return made[-1]
 
@@ -102,7 +104,9 @@ async def spoil(clickhouse: ClickHouse) -> None:
 
 async def is_tidy(clickhouse: ClickHouse) -> bool:
     """Whether no table of a rebuild is left."""
-    return not await one(clickhouse, f"SELECT count() FROM system.tables WHERE database = currentDatabase() AND endsWith(name, '{SUFFIX}')")
+    return not await one(
+        clickhouse, f"SELECT count() FROM system.tables WHERE database = currentDatabase() AND position(name, '{MARK}') > 0"
+    )
 
 
 @pytest.mark.parametrize("source", ["events", "ledger"])
@@ -298,8 +302,9 @@ async def test_what_another_process_left_is_settled_once_that_is_taken_for_dead(
     before = await contents(clickhouse)
     clock, identity = HeldClock(AT), uuid7()
     for table in REBUILT:
-        await clickhouse.command(f"CREATE TABLE {table}{SUFFIX} AS {table} COMMENT '{identity}'")
-        await clickhouse.command(f"INSERT INTO {table}{SUFFIX} SELECT * FROM {table}")
+        name = table + suffix_of(identity)
+        await clickhouse.command(f"CREATE TABLE {name} AS {table} COMMENT '{identity}'")
+        await clickhouse.command(f"INSERT INTO {name} SELECT * FROM {table}")
     columns = "rebuild_id, source, state, started_at, changed_at, offsets, version"
     at = f"fromUnixTimestamp64Micro({unix_us(AT)})"
     await clickhouse.command(f"INSERT INTO rebuilds ({columns}) SELECT '{identity}', 'events', '{state}', {at}, {at}, '[]', 1")
@@ -316,6 +321,85 @@ async def test_what_another_process_left_is_settled_once_that_is_taken_for_dead(
     latest = await other.latest("token")
     assert latest
     assert latest.state == becomes
+    assert await contents(clickhouse) == before
+    assert await is_tidy(clickhouse)
+
+
+class Stalled:
+    """Has a process stand still just before the `number`-th of its statements that begin so. It stands there until `go_on`."""
+
+    def __init__(self, clickhouse: ClickHouse, begin: str, number: int) -> None:
+        self._clickhouse = clickhouse
+        self._begin = begin
+        self._left = number
+        self.there, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clickhouse, name)
+
+    async def command(self, statement: str, parameters: Mapping[str, object] | None = None) -> None:
+        await self._stand_still(statement)
+        await self._clickhouse.command(statement, parameters)
+
+    async def insert(self, table: str, columns: Iterable[str], block: bytes) -> None:
+        await self._stand_still(f"insert {table}")
+        await self._clickhouse.insert(table, columns, block)
+
+    async def _stand_still(self, statement: str) -> None:
+        self._left -= statement.lstrip().startswith(self._begin)
+        if self._left == 0:
+            self.there.set()
+            await self.go_on.wait()
+
+
+LATER = timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("begin", ["RENAME", "EXCHANGE", "DROP"])
+@pytest.mark.parametrize("number", [1, len(REBUILT)])
+async def test_a_process_that_stood_still_changes_no_table_back_that_another_changed(
+    clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder, begin: str, number: int
+) -> None:
+    await bus.publish(a_history())
+    await consume_all(bus, FactsHandler(clickhouse))
+    before = await contents(clickhouse)
+    await spoil(clickhouse)
+    stalled = Stalled(clickhouse, begin, number)
+    first = make(alone=False, storage=stalled)
+    await first.start("events", "tester", "token")
+    await stalled.there.wait()
+    seen_by_another = HeldClock(SystemClock().now() + LATER)
+    second, third = (make(alone=False, clock=seen_by_another) for _ in range(2))
+    # Both find it at the same moment.
+    await asyncio.gather(second.recover(), third.recover())
+    await asyncio.gather(second.ended(), third.ended())
+    stalled.go_on.set()
+    await first.ended()
+    assert await contents(clickhouse) == before
+    assert await is_tidy(clickhouse)
+    latest = await second.latest("token")
+    assert latest
+    assert latest.state == "done"
+
+
+@pytest.mark.parametrize("begin", ["CREATE", "insert", "INSERT INTO rebuilds", "RENAME"])
+async def test_a_process_that_was_cut_off_meddles_with_no_later_rebuild(
+    clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder, begin: str
+) -> None:
+    await bus.publish(a_history())
+    await consume_all(bus, FactsHandler(clickhouse))
+    before = await contents(clickhouse)
+    # The first one of its notes is made before it begins.
+    stalled = Stalled(clickhouse, begin, 2 if begin == "INSERT INTO rebuilds" else 1)
+    first = make(alone=False, storage=stalled)
+    await first.start("events", "tester", "token")
+    await stalled.there.wait()
+    second = make(alone=False, clock=HeldClock(SystemClock().now() + LATER))
+    await second.recover()
+    await second.ended()
+    assert (await rebuilt(second, "events")).state == "done"
+    stalled.go_on.set()
+    await first.ended()
     assert await contents(clickhouse) == before
     assert await is_tidy(clickhouse)
 

@@ -3,10 +3,15 @@
 What happens meanwhile is consumed into the present tables as ever. When the new ones have nearly caught up with the bus, consuming is
 held, the rest is read, and the tables change places. A process that dies before that leaves the present facts as they are, and one that
 dies while they change places does the rest when it starts again: a table that has changed its place carries the rebuild's id.
+
+Over a server, another process finishes what it takes to be dead, and that may only have stood still. So the new tables carry the id of
+their rebuild in their names, and whoever has one change places first gives it a name of its own: a process that comes back finds nothing
+of the name that it knew, and can neither change a table back nor put facts into those of a later rebuild.
 """
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -42,7 +47,7 @@ FAILED = "failed"
 CUT_OFF = "cut_off"
 UNDER_WAY = frozenset({RUNNING, WAITING, SWAPPING})
 
-SUFFIX = "_rebuild"
+MARK = "_rebuild_"
 BATCH_EVENTS = 20_000
 # So little is read while consuming is held.
 NEARLY = 5_000
@@ -80,6 +85,10 @@ class _Job:
         # The next offset of each partition that is not in the new facts.
         self.offsets = offsets
         self.version = version
+
+
+class NewTablesGone(Exception):
+    """The new tables are not there: another process took this one for dead, and cut the rebuild off."""
 
 
 class EventsTrimmed(Exception):
@@ -202,7 +211,7 @@ class Rebuilder:
         log.info("rebuild began", extra=about)
         try:
             await self._fill_and_swap(job)
-        except (ClickHouseUnavailable, ClickHouseError, BusUnavailable, LedgerUnavailable, EventsTrimmed, Refusal) as error:
+        except (ClickHouseUnavailable, ClickHouseError, BusUnavailable, LedgerUnavailable, NewTablesGone, EventsTrimmed, Refusal) as error:
             job.rebuild.reason = _reason(error)
             log.exception("rebuild failed", extra=about | {"reason": job.rebuild.reason})
         except Exception:
@@ -212,25 +221,27 @@ class Rebuilder:
             await self._finish(job)
             return
         with suppress(ClickHouseUnavailable, ClickHouseError):
-            await self._drop_new_tables()
+            await self._drop_new_tables(job.rebuild.id)
         await self._save_until_done(job, FAILED)
 
     async def _fill_and_swap(self, job: _Job) -> None:
         """Returns, or fails, in the state SWAPPING when there is no way but forward."""
+        # None is under way: what there is was left behind.
         await self._drop_new_tables()
+        suffix = suffix_of(job.rebuild.id)
         for table in REBUILT:
-            await self._clickhouse.command(f"CREATE TABLE {table}{SUFFIX} AS {table} COMMENT '{job.rebuild.id}'")
+            await self._clickhouse.command(f"CREATE TABLE {table}{suffix} AS {table} COMMENT '{job.rebuild.id}'")
         async with self._connect() as bus:
             if job.rebuild.source == LEDGER:
-                await self._insert(job, self._export(job.rights))
+                await self._insert(job, self._export(job.rights), suffix=suffix)
             else:
-                await self._read_on(job, bus, job.offsets)
+                await self._read_on(job, bus, job.offsets, suffix=suffix)
                 if any((await _offsets_of(bus))[0].values()):
                     raise EventsTrimmed
-            while await self._read_on(job, bus, job.offsets) > NEARLY:
+            while await self._read_on(job, bus, job.offsets, suffix=suffix) > NEARLY:
                 pass
             async with self._handler.held():
-                await self._read_on(job, bus, job.offsets)
+                await self._read_on(job, bus, job.offsets, suffix=suffix)
                 await self._save(job, SWAPPING)
                 await self._change_places(job.rebuild.id)
 
@@ -242,7 +253,11 @@ class Rebuilder:
                 async with self._connect() as bus:
                     # Another process may have put facts of these into the tables of before.
                     await self._read_on(job, bus, dict(job.offsets), suffix="")
-                await self._drop_new_tables()
+                await self._drop_new_tables(job.rebuild.id)
+            except NewTablesGone as error:
+                job.rebuild.reason = _reason(error)
+                await self._save_until_done(job, FAILED)
+                return
             except (ClickHouseUnavailable, ClickHouseError, BusUnavailable) as error:
                 log.warning("the end of a rebuild is tried again", extra={"rebuild_id": job.rebuild.id, "reason": _reason(error)})
                 await asyncio.sleep(PAUSE_SECONDS)
@@ -253,22 +268,36 @@ class Rebuilder:
         log.info("rebuild done", extra={"rebuild_id": job.rebuild.id, "events": job.rebuild.events, "seconds": round(seconds, 1)})
 
     async def _change_places(self, rebuild_id: str) -> None:
-        rows = await self._clickhouse.query("SELECT name, comment FROM system.tables WHERE database = currentDatabase()")
-        comments = {row[0]: row[1] for row in rows}
+        """Has each new table take its place, unless it has. Raises NewTablesGone."""
+        own = f"{suffix_of(rebuild_id)}_{secrets.token_hex(8)}"
         for table in REBUILT:
-            if comments[table] != rebuild_id:
-                await self._clickhouse.command(f"EXCHANGE TABLES {table} AND {table}{SUFFIX}")
+            while (comments := await self._comments(table))[table] != rebuild_id:
+                new = [name for name, comment in comments.items() if comment == rebuild_id]
+                if not new:
+                    raise NewTablesGone(table)
+                # From here on nobody else knows it by a name. If another process did until now, it may be the old table already.
+                await self._clickhouse.command(f"RENAME TABLE {new[0]} TO {table}{own}")
+                if (await self._comments(table)).get(table + own) == rebuild_id:
+                    await self._clickhouse.command(f"EXCHANGE TABLES {table} AND {table}{own}")
 
-    async def _drop_new_tables(self) -> None:
+    async def _comments(self, table: str) -> dict[str, str]:
+        """The comments of a table and of those that are to take its place, or had it before."""
+        return {row[0]: row[1] for row in await self._clickhouse.query(_COMMENTS, {"table": table, "new": table + MARK})}
+
+    async def _drop_new_tables(self, rebuild_id: str = "") -> None:
+        """Drops what a rebuild, or any, has beside the facts."""
+        suffix = suffix_of(rebuild_id) if rebuild_id else MARK
         for table in REBUILT:
-            await self._clickhouse.command(f"DROP TABLE IF EXISTS {table}{SUFFIX} SYNC SETTINGS max_table_size_to_drop = 0")
+            for name in await self._comments(table):
+                if name.startswith(table + suffix):
+                    await self._clickhouse.command(f"DROP TABLE IF EXISTS {name} SYNC SETTINGS max_table_size_to_drop = 0")
 
     async def _cut_off(self, job: _Job) -> None:
-        await self._drop_new_tables()
+        await self._drop_new_tables(job.rebuild.id)
         await self._save(job, CUT_OFF)
         log.warning("a rebuild was cut off; it left the facts as they were", extra={"rebuild_id": job.rebuild.id})
 
-    async def _read_on(self, job: _Job, bus: Bus, offsets: Offsets, *, suffix: str = SUFFIX) -> int:
+    async def _read_on(self, job: _Job, bus: Bus, offsets: Offsets, *, suffix: str) -> int:
         """Makes facts of what the bus has from the offsets on, and moves them behind it; returns of how many events."""
         before = job.rebuild.events
         for topic in TOPICS:
@@ -276,7 +305,7 @@ class Rebuilder:
             await self._insert(job, _facts_from(bus, topic, start, offsets), suffix=suffix)
         return job.rebuild.events - before
 
-    async def _insert(self, job: _Job, facts: AsyncIterator[Sequence[Fact]], *, suffix: str = SUFFIX) -> None:
+    async def _insert(self, job: _Job, facts: AsyncIterator[Sequence[Fact]], *, suffix: str) -> None:
         """Reading, making rows and inserting each go on while the next one works."""
         async for events, poison, blocks in _ahead(_made(_ahead(_in_batches(facts)))):
             await insert_blocks(self._clickhouse, blocks, suffix=suffix)
@@ -363,11 +392,20 @@ SELECT
     expected_events, poison, reason, offsets, version
 FROM rebuilds ORDER BY started_at DESC, rebuild_id DESC LIMIT 1
 """
+_COMMENTS = """
+SELECT name, comment FROM system.tables
+WHERE database = currentDatabase() AND (name = {table:String} OR startsWith(name, {new:String}))
+"""
 # Begun by another process at the same moment.
 _OTHERS = f"""
 SELECT rebuild_id FROM rebuilds
 WHERE rebuild_id != {{id:UUID}} AND state IN {tuple(sorted(UNDER_WAY))} AND changed_at > now64(6) - {{seconds:UInt32}}
 """
+
+
+def suffix_of(rebuild_id: str) -> str:
+    """What the names of a rebuild's new tables end in, or begin their end with."""
+    return MARK + rebuild_id.replace("-", "")
 
 
 def _running() -> Refusal:
@@ -383,6 +421,8 @@ def _reason(error: Exception) -> str:
             return "bus_unavailable"
         case LedgerUnavailable():
             return "member_unavailable"
+        case NewTablesGone():
+            return "cut_off"
         case EventsTrimmed():
             return "events_trimmed"
         case ClickHouseUnavailable():
