@@ -9,6 +9,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from kit.bus.consuming import Poison, RetryLater
 from kit.bus.interface import Message
+from kit.telemetry import TraceContext, request_context
 from reporting.clickhouse import ClickHouse, ClickHouseUnavailable
 from reporting.facts.operations import insert_facts
 from reporting.facts.rules import EventInvalid, Fact, invalid_among, unix_us
@@ -43,6 +44,8 @@ class FactsHandler:
         try:
             async with self._turn:
                 await insert_facts(self._clickhouse, facts)
+            if log.isEnabledFor(logging.DEBUG):
+                _tell_each(messages)
         except EventInvalid:
             invalid = await asyncio.to_thread(invalid_among, facts)
             raise Poison(invalid[0].event_id, "not_a_fact") from None
@@ -52,3 +55,10 @@ class FactsHandler:
             # Also a full disk: nothing is lost, and nobody but an operator can make room.
             log.warning("facts were not inserted", extra={"error": getattr(error, "name", None), "events": len(facts)})
             raise RetryLater("insert_failed") from error
+
+
+def _tell_each(messages: Sequence[Message]) -> None:
+    """Ends in the log what began at a till: a line of the same trace for each event. Too many to be written unless they are asked for."""
+    for message in messages:
+        with request_context(TraceContext.parse(message.traceparent), ""):
+            log.debug("an event is in the facts", extra={"event_id": message.event_id, "topic": message.topic, "type": message.type})
