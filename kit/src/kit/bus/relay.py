@@ -25,7 +25,7 @@ from kit.db import RawConnection, connect, may_retry
 from kit.outbox import CHANNEL, Event
 
 RELAY_LOCK = 7_021_953_885
-BATCH = 500
+BATCH = 1_000
 # How soon a relay takes over from one that died, and finds what nobody told it of.
 STANDBY_SECONDS = 1.0
 POLL_SECONDS = 0.5
