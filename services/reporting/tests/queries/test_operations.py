@@ -200,6 +200,20 @@ async def test_pages_together_are_the_whole_and_so_are_their_compare_rows(clickh
     assert numbers == sorted(numbers, reverse=order == "desc")
 
 
+@pytest.mark.parametrize("metrics", [["items", "buyers"], ["items_per_receipt"]])
+@pytest.mark.parametrize("dimension", ["channel", "month"])
+async def test_figures_other_than_money_come_in_pages_too(clickhouse: ClickHouse, metrics: list[str], dimension: str) -> None:
+    await random_story(6, date(2026, 9, 1), 60).tell(clickhouse)
+    whole = await ask(clickhouse, metrics, [dimension])
+    pages = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await ask(clickhouse, metrics, [dimension], limit=1, cursor=cursor)
+        pages += page["rows"]
+        cursor = page["next_cursor"]
+    assert pages == whole["rows"]
+
+
 @pytest.mark.usefixtures("chain")
 async def test_a_cursor_of_another_query_is_refused(clickhouse: ClickHouse) -> None:
     page = await ask(clickhouse, ["receipts"], ["day"], limit=1)

@@ -517,13 +517,17 @@ def _figures(part: _Part, prefix: str = "") -> str:
     of_money = query.asks_for_money
     parts = " UNION ALL ".join(_source(part, source, names, prefix) for source in sources)
     sums = [f"sum(f_{name}) AS s_{name}" for name in names]
-    sums += ["min(c_least) AS least", "max(c_greatest) AS greatest"] if of_money else ["NULL AS least", "NULL AS greatest"]
+    if of_money:
+        sums += ["min(c_least) AS least", "max(c_greatest) AS greatest"]
     grouped = [f"d_{key}" for key in query.dimensions]
     inner = f"SELECT {', '.join(grouped + sums)} FROM ({parts}){_group_by(grouped)}"
     columns = [f"{f'd_{key}' if key in TIMES else f'toString(d_{key})'} AS k_{key}" for key in query.dimensions]
     figures = {name: f"s_{name}" for name in names}
     columns += [f"{metric.sql.format(**figures)} AS m_{metric.key}" for metric in query.metrics]
-    columns += ["min(least) OVER () AS currency_least", "max(greatest) OVER () AS currency_greatest"]
+    # Text also where there is none: the engine fails to sort a column of bare NULLs into a page by channel, staff or category.
+    none = "CAST(NULL, 'Nullable(String)')"
+    least, greatest = ("min(least) OVER ()", "max(greatest) OVER ()") if of_money else (none, none)
+    columns += [f"{least} AS currency_least", f"{greatest} AS currency_greatest"]
     return f"SELECT * FROM (SELECT {', '.join(columns)} FROM ({inner}))"
 
 
