@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kit.telemetry import JsonLines, TraceContext, current_request_id, current_trace, request_context
+from kit.telemetry import JsonLines, TraceContext, current_request_id, current_trace, describe, request_context
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -56,6 +56,15 @@ def test_a_log_line_names_the_request_and_no_exception_text() -> None:
     )
     assert said["exception"]["type"] == "ValueError"
     assert "13800138000" not in line
+
+
+def test_a_circle_of_causes_ends_where_it_began() -> None:
+    first, second = ValueError(), KeyError()
+    first.__cause__, second.__cause__ = second, first
+    itself = OSError()
+    itself.__cause__ = itself
+    assert describe(first) == {"type": "ValueError", "frames": [], "cause": {"type": "KeyError", "frames": []}}
+    assert describe(itself) == {"type": "OSError", "frames": []}
 
 
 def test_the_request_context_ends_with_its_block() -> None:

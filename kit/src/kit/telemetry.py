@@ -108,8 +108,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def describe(error: BaseException) -> dict[str, Any]:
-    """What may be logged of an exception: its type, SQLSTATE, places in the code, and the same of its cause; never its text."""
+def describe(error: BaseException, told: tuple[BaseException, ...] = ()) -> dict[str, Any]:
+    """What may be logged of an exception: its type, SQLSTATE, places in the code, and the same of its cause; never its text.
+
+    `told`: those that it is the cause of. `raise error from error` makes a circle, which ends where it began.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     described: dict[str, Any] = {
         "type": type(error).__qualname__,
@@ -117,8 +120,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
     if isinstance(sqlstate := getattr(error, "sqlstate", None), str):
         described["sqlstate"] = sqlstate
-    if cause := error.__cause__ or error.__context__:
-        described["cause"] = describe(cause)
+    told = (*told, error)
+    if (cause := error.__cause__ or error.__context__) and cause not in told:
+        described["cause"] = describe(cause, told)
     return described
 
 
