@@ -291,6 +291,29 @@ async def test_streams_end_at_once_when_the_gateway_stops(services: Services, de
         assert asyncio.get_running_loop().time() - stopped_at < 2
 
 
+async def test_a_stream_is_named_like_any_answer_and_takes_no_unknown_parameter(server: tuple[str, Any], demo: Demo) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {
+        "Authorization": f"Bearer {demo['admin_key']}",
+        "X-Request-Id": "board-1",
+        "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01",
+    }
+    async with httpx.AsyncClient(base_url=server[0], headers=headers) as http:
+        async with http.stream("GET", STREAM) as answer:
+            assert (answer.status_code, answer.headers["x-request-id"]) == (200, "board-1")
+            assert answer.headers["traceparent"].split("-")[1] == trace_id
+        for path in (STREAM, "/v1/reports/metrics", "/v1/reports/rebuilds/current"):
+            assert refused_parameter(await http.get(path, params={"shop": "1"})) == "/query/shop"
+        for path in ("/v1/reports/query", "/v1/reports:rebuild", "/v1/reports:reconcile"):
+            assert refused_parameter(await http.post(path, params={"shop": "1"}, json={})) == "/query/shop"
+
+
+def refused_parameter(answer: httpx.Response) -> str:
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+    (fault,) = answer.json()["errors"]
+    return str(fault["pointer"])
+
+
 async def test_a_stream_ends_with_its_key(watch: Watch, services: Services, clock: HeldClock) -> None:
     issued = await issue_key(services.engine, clock, "board", "admin", None)
     async with watch(key=issued["key"]) as events:
@@ -307,6 +330,7 @@ async def test_more_streams_than_a_gateway_serves_are_refused(desk: Any, service
     joined = [services.kpis.join(client, None) for _ in range(MOST_STREAMS)]
     answer = await desk.send("GET", STREAM, admin=True)
     assert (answer.status_code, answer.json()["code"]) == (503, "too_many_streams")
+    assert int(answer.headers["retry-after"]) > 0
     for watching in joined:
         services.kpis.leave(watching)
     assert not services.kpis.is_polling
