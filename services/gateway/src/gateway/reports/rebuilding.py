@@ -1,7 +1,7 @@
 """Rebuilding the facts that reports are made of (重建)."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -21,6 +21,8 @@ START_SECONDS = 15.0
 
 class RebuildStart(msgspec.Struct, forbid_unknown_fields=True):
     """`events`: from what the bus retains; `ledger`: from the ledgers of the services that own the facts. Null: events if all are there."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"source": "ledger"}
 
     source: Literal["events", "ledger"] | None = None
 

@@ -1,6 +1,7 @@
 """Comparing the reports with the ledger (对账)."""
 
 from datetime import datetime
+from typing import Any, ClassVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -22,6 +23,8 @@ RECONCILE_SECONDS = 200.0
 
 class ReconcileReports(msgspec.Struct, forbid_unknown_fields=True):
     """Which days: the first is included, the second is not. Null: without a bound."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"from": "2026-11-01", "to": "2026-12-01"}
 
     from_: Day | None = field(default=None, name="from")
     to: Day | None = None
