@@ -72,6 +72,18 @@ def test_every_difference_of_the_reports_is_named_with_how_late_they_were(capsys
     ]
 
 
+@pytest.mark.parametrize(
+    "behind, hint",
+    [
+        ({"unpublished": 0, "unread": 0}, "Nothing is on its way: `regulars reporting rebuild` makes the reports anew"),
+        ({"unpublished": 0, "unread": None}, "The bus did not answer, so the reports may only be late"),
+    ],
+)
+def test_after_differences_it_says_what_to_do(behind: Json, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reconcile_reports(RECONCILED | {"differences_total": 1, "behind": behind})[0] == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith(hint)
+
+
 def test_days_are_of_reports_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reconcile", "--from", "2026-11-01"]) == 2
     assert capsys.readouterr().err == "--from and --to go with --reports: wallets are proven whole.\n"

@@ -95,8 +95,8 @@ def _reports(gateway: Gateway, from_day: str | None, to_day: str | None) -> int:
         f"{compared.store_days:,} days of stores, {compared.points_days:,} sums of points and {compared.members_days:,} days of joining"
         f" compared as of {found.as_of}, {found.differences_total:,} differences."
     )
-    if found.differences_total and (waiting := _waiting(found.behind)):
-        print(waiting)
+    if found.differences_total:
+        print(_waiting(found.behind))
     return 1 if found.differences_total else 0
 
 
@@ -113,7 +113,7 @@ def describe_report(difference: ReportsDifference) -> str:
 
 
 def _waiting(behind: Behind) -> str:
-    """Whether what differs may only be late."""
+    """Whether what differs may only be late, and what to do about it."""
     if behind.unread is None:
         return "The bus did not answer, so the reports may only be late: compare again when it does."
     if behind.unpublished or behind.unread:
@@ -121,7 +121,7 @@ def _waiting(behind: Behind) -> str:
             f"The reports were behind: {behind.unpublished:,} events waited to be published and {behind.unread:,} to be taken in; compare"
             " again when `regulars bus lag` says 0."
         )
-    return ""
+    return "Nothing is on its way: `regulars reporting rebuild` makes the reports anew; keep these lines, for this should never be."
 
 
 def _day(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from services.reporting.tests.events import sale
 from tests.bus.world import until
 
 SALES = 200
+LOST = "there are no facts, though events were taken in before"
 
 
 @pytest.fixture
@@ -135,6 +137,28 @@ async def test_facts_survive_a_kill_and_another_process_is_kept_out(environment:
             await shows(client, 2 * SALES)
             running.terminate()
             assert running.wait() == 0
+
+
+async def test_facts_that_were_removed_are_missed_and_can_be_made_anew(environment: dict[str, str], tmp_path: Path, bus: Bus) -> None:
+    await bus.publish([sale()[1] for _ in range(SALES)])
+    with process(environment, "all") as running:
+        async with client_of(environment, tmp_path) as client:
+            await shows(client, SALES)
+
+            async def committed() -> bool:
+                return sum(lag.committed or 0 for lag in await bus.lag("reporting")) == SALES
+
+            await until(committed, "the offsets are noted")
+        running.terminate()
+        assert LOST not in running.communicate()[1]
+    shutil.rmtree(tmp_path / "data")
+    with process(environment, "all") as running:
+        async with client_of(environment, tmp_path) as client:
+            assert await client.receipts() == 0
+            await client.start_rebuild()
+            await shows(client, SALES)
+        running.terminate()
+        assert LOST in running.communicate()[1]
 
 
 async def test_a_kill_during_a_rebuild_leaves_the_facts(environment: dict[str, str], tmp_path: Path, bus: Bus) -> None:

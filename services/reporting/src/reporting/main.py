@@ -23,7 +23,7 @@ import uvloop
 
 from kit.bus.connecting import BusSettings, connect
 from kit.bus.consuming import TooManyDeadLetters, consume
-from kit.bus.interface import BusUnavailable
+from kit.bus.interface import Bus, BusUnavailable
 from kit.clock import SystemClock
 from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
@@ -38,6 +38,7 @@ from reporting.clickhouse import (
     open_clickhouse,
 )
 from reporting.facts.consumers import GATHER_SECONDS, GROUP, MAX_MESSAGES, TOPICS, FactsHandler
+from reporting.queries.operations import Freshness
 from reporting.settings import Settings, StorageSettings
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ async def run(parts: Parts, storage: StorageSettings) -> None:
         handler = FactsHandler(clickhouse)
         tasks = []
         if parts.consume:
-            tasks.append(asyncio.create_task(_consume(handler, stopping)))
+            tasks.append(asyncio.create_task(_consume(clickhouse, handler, stopping)))
         if parts.serve:
             tasks.append(asyncio.create_task(_serve(clickhouse, handler, stopping, alone=not storage.clickhouse_url)))
         try:
@@ -173,11 +174,13 @@ async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asynci
         await server.stop(DRAIN_SECONDS)
 
 
-async def _consume(handler: FactsHandler, stopping: asyncio.Event) -> None:
+async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyncio.Event) -> None:
     settings, is_away = load(BusSettings), False
     while not stopping.is_set():
         try:
             async with connect(settings, client_name=CLIENT_NAME) as bus:
+                with suppress(ClickHouseUnavailable):
+                    await _warn_of_lost_facts(clickhouse, bus)
                 log.info("consuming", extra={"topics": TOPICS})
                 await consume(
                     bus,
@@ -198,6 +201,12 @@ async def _consume(handler: FactsHandler, stopping: asyncio.Event) -> None:
                 await asyncio.wait_for(stopping.wait(), BUS_PAUSE_SECONDS)
         except TooManyDeadLetters as stopped:
             raise CannotStart(str(stopped)) from None
+
+
+async def _warn_of_lost_facts(clickhouse: ClickHouse, bus: Bus) -> None:
+    """Says so when there is not one fact though some were taken in before: the data was removed, and reports would show zeros."""
+    if await Freshness(clickhouse).newest() is None and any(lag.committed for lag in await bus.lag(GROUP)):
+        log.warning("there are no facts, though events were taken in before: have them made anew with `regulars reporting rebuild`")
 
 
 async def _answers(clickhouse: ClickHouse) -> None:
