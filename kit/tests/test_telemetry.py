@@ -67,6 +67,14 @@ def test_a_circle_of_causes_ends_where_it_began() -> None:
     assert describe(itself) == {"type": "OSError", "frames": []}
 
 
+def test_the_name_that_a_server_gives_an_error_is_told_and_its_text_is_not() -> None:
+    named, unnamed = ValueError("13800138000"), ValueError()
+    named.name = "MEMORY_LIMIT_EXCEEDED"  # type: ignore[attr-defined]  # as ClickHouse's errors have
+    unnamed.name = "what somebody typed"  # type: ignore[attr-defined]
+    assert describe(named) == {"type": "ValueError", "frames": [], "name": "MEMORY_LIMIT_EXCEEDED"}
+    assert describe(unnamed) == {"type": "ValueError", "frames": []}
+
+
 def test_the_request_context_ends_with_its_block() -> None:
     with request_context(TraceContext.new(), "r-1"):
         assert current_request_id() == "r-1"

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+ERROR_NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,100}")
 
 
@@ -109,7 +110,8 @@ class JsonLines(logging.Formatter):
 
 
 def describe(error: BaseException, told: tuple[BaseException, ...] = ()) -> dict[str, Any]:
-    """What may be logged of an exception: its type, SQLSTATE, places in the code, and the same of its cause; never its text.
+    """What may be logged of an exception: its type, SQLSTATE or ClickHouse's name for it, places in the code, and the same of its cause;
+    never its text.
 
     `told`: those that it is the cause of. `raise error from error` makes a circle, which ends where it began.
     """
@@ -120,6 +122,8 @@ def describe(error: BaseException, told: tuple[BaseException, ...] = ()) -> dict
     }
     if isinstance(sqlstate := getattr(error, "sqlstate", None), str):
         described["sqlstate"] = sqlstate
+    if isinstance(name := getattr(error, "name", None), str) and ERROR_NAME.fullmatch(name):
+        described["name"] = name
     told = (*told, error)
     if (cause := error.__cause__ or error.__context__) and cause not in told:
         described["cause"] = describe(cause, told)
