@@ -64,8 +64,8 @@ async def through_bus(servers: Servers, backend: str, effect: str, *, name: str,
             await consumer.begin()
             await _warm_up(bus, url, topic)
             sales = list(Sales().events(events, topic=topic))
-            before = servers.cpu_seconds()
             committed = await ours.fill_outbox(url, sales)
+            before = servers.cpu_seconds()
             async with asyncio.timeout(LONGEST_SECONDS):
                 consumed = await consumer.result()
             await relay.stop()
