@@ -18,6 +18,7 @@ import pytest
 
 from regulars_cli import main as command
 from regulars_cli.up.installation import Installation
+from tests.integration.system import wait_until
 
 
 @pytest.fixture
@@ -126,7 +127,8 @@ def test_events_go_over_a_local_kafka_where_it_is_asked_for(reachable_path: Path
         back = {"kafka", "reporting"}
         while back:
             back -= {lines_until(process, " is back")[-1].split()[0]}
-        assert command.main(["bus", "lag", "reporting", "--var", str(var)]) == 0
+        # It serves before it reads.
+        wait_until(lambda: command.main(["bus", "lag", "reporting", "--var", str(var)]) == 0, "reporting reads the topics", 60)
 
         process.send_signal(signal.SIGINT)
         lines_until(process, "^Stopped")

@@ -105,7 +105,7 @@ def flat(batches: Iterable[Mapping[TopicPartition, Sequence[Message]]]) -> list[
 async def take(subscription: Subscription, wanted: int) -> list[Message]:
     """Fetches and commits until there are `wanted` messages of different ids."""
     found: list[Message] = []
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(240):
         while len({message.event_id for message in found}) < wanted:
             try:
                 batch = await subscription.fetch(1000, 1)
@@ -294,6 +294,7 @@ async def test_a_broker_that_is_away_is_said_and_its_return_is_noticed(broker: L
             assert len(await take(subscription, 1)) in (1, 2)
 
 
+@pytest.mark.timeout(300)
 async def test_a_consumer_goes_on_over_kills_of_the_broker_without_loss_and_in_order(broker: LocalKafka) -> None:
     keys = [uuid7() for _ in range(10)]
     async with connected(broker.bootstrap) as bus:
