@@ -77,6 +77,65 @@ def make_database(postgres_url: str) -> Iterator[MakeDatabase]:
         _execute(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
+@pytest.fixture(scope="session")
+def kafka_bootstrap() -> Iterator[str]:
+    """A Kafka broker as host:port: `KAFKA` if given, else one in Docker where an engine answers, else a local one for this session.
+
+    Tests share it: each names its topics and groups as no other does.
+    """
+    given = os.environ.get("KAFKA")
+    if given and given != "local":
+        yield given
+        return
+    with ExitStack() as container:
+        if given != "local" and (bootstrap := container.enter_context(_kafka_in_docker())):
+            yield bootstrap
+            return
+    with tempfile.TemporaryDirectory(prefix="regulars-test-", ignore_cleanup_errors=True) as folder:
+        # The data is thrown away: nothing need survive a power cut.
+        broker = LocalKafka(Path(folder) / "kafka", settings={"log.flush.interval.messages": str(2**62)})
+        try:
+            broker.start()
+        except CannotStart as error:
+            pytest.skip(str(error))
+        try:
+            yield broker.bootstrap
+        finally:
+            broker.stop()
+
+
+@contextmanager
+def _kafka_in_docker() -> Iterator[str | None]:
+    """The address of a broker in a container of its own; None where no engine answers or it cannot have the image."""
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run((docker, "info"), capture_output=True, check=False).returncode != 0:
+        yield None
+        return
+    from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - large, and few tests need it
+    from testcontainers.core.wait_strategies import PortWaitStrategy  # noqa: PLC0415
+
+    (port,) = local_kafka.free_ports(1)
+    settings = {
+        **local_kafka.SETTINGS,
+        "log.flush.interval.messages": str(2**62),
+        "listeners": "PLAINTEXT://:9092,CONTROLLER://:9093",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.quorum.voters": "1@localhost:9093",
+    }
+    environment = {f"KAFKA_{name.replace('.', '_').upper()}": value for name, value in settings.items()}
+    try:
+        container = DockerContainer(f"apache/kafka:{local_kafka.VERSION}")
+        container.with_bind_ports(9092, port).with_envs(**environment).waiting_for(PortWaitStrategy(9092)).start()
+    except Exception:  # noqa: BLE001 - the engine's client raises many kinds, and all mean that it will not do
+        yield None
+        return
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        container.stop()
+        container.get_docker_client().client.close()
+
+
 def _execute(url: str, statement: str) -> None:
     """Run one statement; in a thread of its own, so that it may be called while an event loop runs."""
     failed: list[BaseException] = []
