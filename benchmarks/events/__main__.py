@@ -6,8 +6,10 @@ leaves a profile there.
 """
 
 import argparse
+import asyncio
 import json
 import os
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -69,6 +71,9 @@ async def main(arguments: Sequence[str]) -> None:
     given = {name: value for name, value in vars(options).items() if hasattr(size, name) and value is not None}
     bench = Bench(Size(**(vars(size) | given)))
     parts = options.only.split(",")
+    # What was started is stopped then too.
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     began = SystemClock().now()
     with Servers() as servers:
         if "throughput" in parts:
