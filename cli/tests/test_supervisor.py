@@ -13,7 +13,7 @@ import pytest
 
 from regulars_cli.up import CannotStart
 from regulars_cli.up.installation import Installation
-from regulars_cli.up.processes import Identity, ProcessSpec
+from regulars_cli.up.processes import Identity, ProcessSpec, spawn
 from regulars_cli.up.supervisor import Supervisor, keep_log_small
 
 # Two services that do nothing, supervised as `regulars up` does it.
@@ -173,3 +173,14 @@ def test_a_start_fails_without_what_is_vital_and_only_then(tmp_path: Path) -> No
         supervisor.stop()
     # What is not vital was started again meanwhile, as after a later death.
     assert any(line.startswith("brittle ended with exit code 3: no luck") for line in said)
+
+
+@pytest.mark.parametrize("is_vital", [True, False])
+def test_what_no_sale_waits_for_gives_way(tmp_path: Path, is_vital: bool) -> None:  # noqa: FBT001
+    spec = ProcessSpec("worker", ("sleep", "1000"), tmp_path / "worker.log", lambda: True, is_vital=is_vital)
+    with spawn(spec) as process:
+        try:
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            assert os.getpriority(os.PRIO_PROCESS, process.pid) == (own if is_vital else max(own, 10))
+        finally:
+            process.kill()

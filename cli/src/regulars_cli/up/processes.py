@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ _PR_SET_PDEATHSIG = 1
 # Looked up before any fork: the child of a fork may only make simple calls.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _HAS_PROC = Path("/proc/self/stat").exists()
+# Of what no sale waits for: a till's answer has the processor first.
+_GIVING_WAY = 10
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ class Account:
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process to run: the command, where its output goes, when it counts as ready, and whether a start fails without it."""
+    """One process to run: the command, where its output goes, when it counts as ready, and whether a start fails without it.
+
+    One that is not vital runs at a lower priority than those that are.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -116,7 +122,7 @@ def _boot_id() -> str:
 def spawn(spec: ProcessSpec) -> subprocess.Popen[bytes]:
     """Start the process, its output appended to its log."""
     with spec.log.open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             spec.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -126,6 +132,16 @@ def spawn(spec: ProcessSpec) -> subprocess.Popen[bytes]:
             preexec_fn=tied_to_this_process(spec.stop_signal),  # noqa: PLW1509 - the supervisor has one thread
             **(spec.account.options() if spec.account else {}),
         )
+    if not spec.is_vital:
+        _give_way(process.pid)
+    return process
+
+
+def _give_way(pid: int) -> None:
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, _GIVING_WAY)
+        # Where Linux shares the processor among sessions first, what counts is the session's own.
+        Path(f"/proc/{pid}/autogroup").write_text(str(_GIVING_WAY))
 
 
 def tied_to_this_process(number: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
