@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.helpers import create_ssl_context
 
@@ -20,6 +22,8 @@ REQUEST_SECONDS = 15
 # How long our own calls take at most, so that they can say that the bus is away.
 CALL_SECONDS = 10
 CLOSE_SECONDS = 5
+# Of aiokafka's producers and consumers, which tell nobody of their tasks.
+_BUSY_PARTS = ("_sender", "_message_accumulator", "_fetcher", "_coordinator")
 _PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
@@ -82,13 +86,47 @@ def unavailable_as(doing: str) -> Iterator[None]:
 
 
 async def end(client: Any, connections: Any) -> None:  # noqa: ANN401  # aiokafka has no types
-    """Ends a consumer or a producer and, whatever becomes of that, its connections.
+    """Ends a consumer or a producer and, whatever becomes of that, its connections and tasks.
 
-    A consumer that ends while a broker is away ends its own tasks and takes that for its own end; a producer waits for the broker.
+    A consumer that ends while a broker is away ends its own tasks and takes that for its own end; a producer waits for the broker. Given
+    up at that, either leaves tasks and futures behind. Whoever collects the garbage finds them, and that is logged as an error.
     """
+    if isinstance(client, AIOKafkaProducer):
+        given = client._message_accumulator  # noqa: SLF001  # it tells nobody of its tasks and futures
+        for batch in (*chain.from_iterable(given._batches.values()), *given._pending_batches):  # noqa: SLF001
+            batch.future.add_done_callback(_hear)
     ending = asyncio.create_task(client.stop())
-    await asyncio.wait([ending], timeout=CLOSE_SECONDS)
+    done, _ = await asyncio.wait([ending], timeout=CLOSE_SECONDS)
     ending.cancel()
     await asyncio.wait([ending])
-    if ending.cancelled() or ending.exception():
+    if not done or ending.cancelled() or ending.exception():
         await connections.close()
+        left = _tasks_of(*(getattr(client, part, None) for part in _BUSY_PARTS))
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+@contextmanager
+def forgotten_if_given_up(part: Any) -> Iterator[None]:  # noqa: ANN401  # aiokafka has no types
+    """What `part` of a client goes on with after the block gave it up ends unheard: who gave it up has acted on that."""
+    try:
+        yield
+    except BaseException:
+        for task in _tasks_of(part):
+            task.add_done_callback(_hear)
+        raise
+
+
+def _hear(done: "asyncio.Future[Any]") -> None:
+    """Takes note of how it ended, which would be logged as an error if nobody did."""
+    if not done.cancelled():
+        done.exception()
+
+
+def _tasks_of(*parts: Any) -> "list[asyncio.Task[Any]]":  # noqa: ANN401  # aiokafka has no types
+    """The tasks that run a method of one of these."""
+    frames = {task: getattr(task.get_coro(), "cr_frame", None) for task in asyncio.all_tasks()}
+    return [
+        task for task, frame in frames.items() if frame is not None and any(frame.f_locals.get("self", frame) is part for part in parts)
+    ]

@@ -18,7 +18,7 @@ from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from kit.bus.interface import BusUnavailable, Message, PartitionsLost, TopicPartition
-from kit.bus.kafka.client import CALL_SECONDS, end, unavailable_as
+from kit.bus.kafka.client import CALL_SECONDS, end, forgotten_if_given_up, unavailable_as
 from kit.bus.kafka.cloud_events import messages
 
 # A dead process's partitions are another's after this; brokers refuse less unless told otherwise.
@@ -120,7 +120,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
                 given = {KafkaPartition(*source): OffsetAndMetadata(offset, "") for source, offset in kept.items()}
                 try:
                     async with asyncio.timeout(CALL_SECONDS):
-                        await self._consumer.commit(given)
+                        with forgotten_if_given_up(self._consumer._coordinator):  # noqa: SLF001  # it shields what it does from us
+                            await self._consumer.commit(given)
                 except (CommitFailedError, IllegalStateError):
                     # The group went on without this process; a rebalance takes the partitions from it soon.
                     self._lost |= kept.keys()
