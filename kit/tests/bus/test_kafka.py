@@ -273,7 +273,7 @@ async def test_a_call_that_took_too_long_is_repeated_without_a_second_copy(broke
 async def test_a_broker_that_is_away_is_said_and_its_return_is_noticed(broker: LocalKafka, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "CALL_SECONDS", 0.5)
     monkeypatch.setattr(subscriptions, "_SILENCE_SECONDS", 0.5)
-    monkeypatch.setattr(subscriptions, "_JOIN_SECONDS", 1)
+    monkeypatch.setattr(subscriptions, "_JOIN_SECONDS", 5)
     async with connected(broker.bootstrap) as bus:
         topic = await new_topic(bus)
         async with bus.subscribe("readers", [topic]) as subscription:
