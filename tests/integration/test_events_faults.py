@@ -42,9 +42,10 @@ def shared_world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 
 @pytest.fixture
-def world(shared_world: World) -> World:
+def world(shared_world: World) -> Iterator[World]:
     shared_world.ensure_running()
-    return shared_world
+    yield shared_world
+    shared_world.relay.mend()
 
 
 async def test_each_process_in_turn_is_killed(world: World) -> None:
