@@ -244,6 +244,19 @@ async def test_a_migration_does_not_queue_behind_a_lock(url: str, tmp_path: Path
     assert await migrate(url, later) == Migrated("0001", "0002")
 
 
+async def test_a_reader_whose_connection_ended_may_try_again(engine: AsyncEngine) -> None:
+    async def read_on() -> None:
+        async with reading(engine) as connection:
+            raw(connection).terminate()
+            await raw(connection).fetchval("SELECT 1")
+
+    with pytest.raises(ConnectionLost) as lost:
+        await read_on()
+    assert may_retry(lost.value)
+    async with reading(engine) as connection:
+        assert await raw(connection).fetchval("SELECT 1") == 1
+
+
 @pytest.mark.parametrize(
     "error, level",
     [(asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"), "WARNING"), (ValueError("a fault of ours"), "ERROR")],

@@ -149,9 +149,18 @@ async def transaction(engine: AsyncEngine, *, snapshot: bool = False) -> AsyncIt
 
 @asynccontextmanager
 async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection without a transaction, for a single reading statement."""
+    """A connection without a transaction, for a single reading statement.
+
+    Raises ConnectionLost when the connection ended meanwhile: the driver calls the next statement on it a misuse.
+    """
     async with engine.connect() as connection:
-        yield connection
+        driver = raw(connection)
+        try:
+            yield connection
+        except Exception as error:
+            if driver.is_closed():
+                raise ConnectionLost from error
+            raise
 
 
 def raw(connection: AsyncConnection) -> RawConnection:
