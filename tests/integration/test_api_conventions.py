@@ -364,7 +364,7 @@ def test_no_route_takes_a_personal_value_in_its_address(system: System) -> None:
         for parameter in operation.get("parameters", ())
         if parameter["in"] in ("path", "query")
     }
-    assert parameters == {"member_id", "sale_id", "store_id", "operation_id", "programme_id", "limit", "cursor"}
+    assert parameters == {"member_id", "sale_id", "store_id", "operation_id", "programme_id", "store", "limit", "cursor"}
 
 
 # --- health ---
@@ -372,7 +372,7 @@ def test_no_route_takes_a_personal_value_in_its_address(system: System) -> None:
 
 def test_health_says_what_is_there(till: Till) -> None:
     assert till.api.get("/healthz") == {"status": "ok"}
-    assert till.api.get("/readyz") == {"status": "ready", "dependencies": {"database": "ok", "member": "ok"}}
+    assert till.api.get("/readyz") == {"status": "ready", "dependencies": {"database": "ok", "member": "ok", "reporting": "ok"}}
 
 
 def test_without_the_member_service_the_gateway_stays_and_says_when_to_come_back(system: System, till: Till) -> None:
@@ -384,7 +384,7 @@ def test_without_the_member_service_the_gateway_stays_and_says_when_to_come_back
             several.submit(till.api.ask, "GET", "/v1/sales"),
         ]
         assert till.api.get("/healthz") == {"status": "ok"}
-        assert till.api.get("/readyz") == {"status": "ready", "dependencies": {"database": "ok", "member": "away"}}
+        assert till.api.get("/readyz") == {"status": "ready", "dependencies": {"database": "ok", "member": "away", "reporting": "ok"}}
         assert len(till.api.get("/v1/stores")["items"]) >= 3, "what the gateway knows itself, it still answers"
         for answer in [future.result() for future in asked]:
             assert (answer.status_code, problem(answer)["code"]) == (503, "member_unavailable")
