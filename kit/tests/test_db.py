@@ -8,7 +8,7 @@ from textwrap import dedent
 import asyncpg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.db import (
@@ -255,6 +255,12 @@ async def test_a_reader_whose_connection_ended_may_try_again(engine: AsyncEngine
     assert may_retry(lost.value)
     async with reading(engine) as connection:
         assert await raw(connection).fetchval("SELECT 1") == 1
+
+
+def test_a_connection_that_was_closed_before_it_was_used_may_be_had_again() -> None:
+    assert may_retry(InvalidRequestError("This connection is closed"))
+    assert may_retry(asyncpg.InterfaceError("connection is closed"))
+    assert not may_retry(asyncpg.InterfaceError("cannot perform operation: another operation is in progress"))
 
 
 @pytest.mark.parametrize(

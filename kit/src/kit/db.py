@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from sqlalchemy import MetaData, event, pool
-from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -181,6 +181,9 @@ def may_retry(error: BaseException) -> bool:
     code = getattr(cause, "sqlstate", None)
     if isinstance(code, str):
         return code in TRANSIENT_CODES or (code[:2] in TRANSIENT_CLASSES and code != STATEMENT_CANCELLED)
+    # A server that goes down twice while a connection is had: driver and pool call it a misuse, in words alone.
+    if isinstance(cause, asyncpg.InterfaceError | InvalidRequestError) and "closed" in str(cause):
+        return True
     invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
     return invalidated or isinstance(cause, OSError | TimeoutError | PoolTimeout)
 
