@@ -28,7 +28,17 @@ _query = Body(ReportQuery)
 _stream: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `kpis`, whose data is the schema; `unavailable` while the figures are away; comments as heartbeats",
-        "content": {EVENT_STREAM: {"schema": ref(Kpis)}},
+        "content": {
+            EVENT_STREAM: {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "event": {"type": "string"},
+                        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(Kpis)},
+                    },
+                }
+            }
+        },
     }
 }
 
