@@ -11,6 +11,7 @@ Only this module commits.
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -40,7 +41,6 @@ POOL_WAIT_SECONDS = 10.0
 # A process that stops between two statements must not hold a member's wallet for ever.
 IDLE_IN_TRANSACTION = "30s"
 
-MIGRATION_LOCK = 7_021_953_884
 MIGRATION_LOCK_WAIT = "120s"
 MIGRATION_LOCK_TIMEOUT = "5s"
 MIGRATION_STATEMENT_TIMEOUT = "15min"
@@ -227,6 +227,15 @@ async def current_revision(engine: AsyncEngine) -> str | None:
         return found
 
 
+def advisory_key(name: str) -> int:
+    """The number by which PostgreSQL knows the advisory lock `name`: signed, 64 bits.
+
+    Advisory locks are one space of numbers for all of a database. A number chosen by hand was once chosen twice, by `kit` and by a service,
+    and the one waited for the other for ever. So a lock has a name that begins with its owner's, and no number is written down.
+    """
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+
+
 async def migrate(url: str, script_location: str) -> Migrated:
     """Brings a database to the newest revision of `script_location` (`package:folder`), each migration in a transaction of its own.
 
@@ -264,7 +273,7 @@ async def migrate(url: str, script_location: str) -> Migrated:
         async with engine.connect() as connection:
             driver = raw(connection)
             await driver.execute(f"SET lock_timeout = '{MIGRATION_LOCK_WAIT}'")
-            await driver.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+            await driver.execute("SELECT pg_advisory_lock($1)", advisory_key("kit.migrations"))
             await driver.execute(f"SET lock_timeout = '{MIGRATION_LOCK_TIMEOUT}'")
             await driver.execute(f"SET statement_timeout = '{MIGRATION_STATEMENT_TIMEOUT}'")
             return await connection.run_sync(upgrade)

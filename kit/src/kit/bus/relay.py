@@ -21,10 +21,10 @@ import asyncpg
 
 from kit.bus.interface import Bus, BusUnavailable, EventTooLarge, TopicUnknown
 from kit.clock import Clock
-from kit.db import RawConnection, connect, may_retry
+from kit.db import RawConnection, advisory_key, connect, may_retry
 from kit.outbox import CHANNEL, Event
 
-RELAY_LOCK = 7_021_953_885
+RELAY_LOCK = advisory_key("kit.bus.relay")
 BATCH = 1_000
 # How soon a relay takes over from one that died, and finds what nobody told it of.
 STANDBY_SECONDS = 1.0

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.clock import Clock
-from kit.db import transaction
+from kit.db import advisory_key, transaction
 from kit.ids import smallest_uuid7
 
 # Each table and the id that its months are ranges of.
@@ -39,7 +39,7 @@ async def ensure_partitions(engine: AsyncEngine, now: datetime) -> None:
     async with transaction(engine) as connection:
         # One at a time; and never a queue of sales behind a lock that is not to be had.
         await connection.execute(text("SET LOCAL lock_timeout = '3s'"))
-        await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('member.partitions'))"))
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": advisory_key("member.partitions")})
         for ahead in range(MONTHS_AHEAD + 1):
             start, end = _month_start(now, ahead), _month_start(now, ahead + 1)
             bounds = [smallest_uuid7(int(at.timestamp()) * 1000) for at in (start, end)]

@@ -21,7 +21,7 @@ from kit.bus.postgres import log as messages
 from kit.bus.postgres.link import Link
 from kit.bus.postgres.log import Partitions, Window
 from kit.bus.postgres.subscription import LEASE_SECONDS, NEWS_CHANNEL, PostgresSubscription
-from kit.db import RawConnection
+from kit.db import RawConnection, advisory_key
 from kit.outbox import Event
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ TRIM_SECONDS = 60.0
 ANNOUNCE_SECONDS = 0.01
 READ_MESSAGES = 2_000
 
-_TRIM_LOCK = 8_613_042_207
-_TOPICS_LOCK = 8_613_042_208
+_TRIM_LOCK = advisory_key("kit.bus.trim")
+_TOPICS_LOCK = advisory_key("kit.bus.topics")
 
 # A publisher that lost its connection does not know whether the server still has what it sent, waiting for a lock or for the rest to
 # arrive. The server must have ended the old connection before anything is published over the new one, or that might be appended

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from kit.db import RawConnection
+from kit.db import RawConnection, advisory_key
 from kit.problems import FieldError, Refusal
 from member.programmes.rules import (
     Change,
@@ -21,8 +21,7 @@ from member.programmes.rules import (
     warnings_about,
 )
 
-# Any number that no other lock of this database uses.
-APPLY_LOCK = 7_021_953_885
+APPLY_LOCK = advisory_key("member.programmes.apply")
 
 # An expression for other statements that want to know, on the way, whether the book changed.
 BOOK_SEQ = "(SELECT coalesce(max(seq), 0) FROM programme_versions)"
