@@ -19,6 +19,8 @@ from typing import Any, Self
 
 import uvloop
 
+from kit.memory import freeze_start_up
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A folder: every worker leaves a profile there, for `python -m pstats`.
 PROFILES = "BENCH_PROFILES"
@@ -83,7 +85,8 @@ class Signals:
         self._profile = cProfile.Profile() if os.environ.get(PROFILES) else None
 
     async def ready(self) -> None:
-        """All is prepared; returns when it is to begin."""
+        """All is prepared; returns when it is to begin. Python's memory is then looked after as in the services."""
+        freeze_start_up()
         print("ready", flush=True)
         await self._lines.readline()
         self._began = _cpu_seconds()

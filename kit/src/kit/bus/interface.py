@@ -198,9 +198,9 @@ class Bus(Protocol):
         """
 
     def read(self, topic: str, start: Mapping[int, int] | None = None) -> AsyncIterator[Sequence[Message]]:
-        """Everything retained in a topic up to now, in batches, without a group: each partition in order, from `start` where given.
+        """Everything retained in a topic up to now, without a group: each partition in order, from `start` where given.
 
-        It ends at the offsets that were next when it began.
+        It comes in batches, each of one partition and never empty, and ends at the offsets that were next when it began.
         """
 
     async def lag(self, group: str) -> Sequence[PartitionLag]:

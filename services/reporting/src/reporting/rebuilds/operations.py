@@ -440,8 +440,7 @@ async def _offsets_of(bus: Bus) -> tuple[Offsets, Offsets]:
 async def _facts_from(bus: Bus, topic: str, start: Mapping[int, int], reached: Offsets) -> AsyncIterator[Sequence[Fact]]:
     """What the topic holds; `reached` is moved behind what was given."""
     async for messages in bus.read(topic, start):
-        for message in messages:
-            reached[message.source] = message.offset + 1
+        reached[messages[-1].source] = messages[-1].offset + 1
         yield [fact_of(message) for message in messages]
 
 
