@@ -26,7 +26,7 @@ from kit.bus.kafka.publishing import Publisher
 from kit.bus.kafka.subscription import KafkaSubscription
 from kit.outbox import Event
 
-_READ_BYTES = 4 * 1024 * 1024
+_READ_BYTES = 1024 * 1024
 
 
 class KafkaBus:
