@@ -5,11 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
+from msgspec.structs import replace
 from sqlalchemy import BigInteger, Column, MetaData, Table, Uuid
 from sqlalchemy.ext.asyncio import AsyncConnection
 

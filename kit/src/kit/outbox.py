@@ -6,9 +6,9 @@ Every writing service has one such table in its own database. An event holds ids
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import Struct
 from sqlalchemy import BigInteger, Column, DateTime, Identity, LargeBinary, MetaData, Table, Text, Uuid
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,9 +23,10 @@ _log = logging.getLogger(__name__)
 _COLUMNS = ("event_id", "topic", "key", "type", "payload", "traceparent", "recorded_at")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True, gc=False):
     """One fact to publish. `key` decides the partition and so the order; `payload` is the protobuf message named by `type`."""
+
+    # A Struct because the relay makes one for each event, as consumers do `kit.bus.interface.Message`.
 
     event_id: str
     topic: str

@@ -109,16 +109,21 @@ class _Consumer:
     # Of the partitions that wait: when each goes on (by the loop's clock, which never jumps), and how often it had to wait so far.
     resume_at: dict[TopicPartition, float] = field(default_factory=dict)
     attempts: dict[TopicPartition, int] = field(default_factory=dict)
+    # The noting of the last batch's offsets, which goes on while the next batch is done.
+    committing: asyncio.Task[None] | None = None
 
     async def run(self, topics: Sequence[str]) -> None:
         async with AsyncExitStack() as stack:
             group = self.letters.group
             subscription = await self.until_it_answers(lambda: stack.enter_async_context(self.bus.subscribe(group, topics)))
-            while not self.stop.is_set():
-                self._resume_due(subscription)
-                fetched = await self._gather(subscription)
-                if fetched:
-                    await self._do(subscription, fetched)
+            try:
+                while not self.stop.is_set():
+                    self._resume_due(subscription)
+                    fetched = await self._gather(subscription)
+                    if fetched:
+                        await self._do(subscription, fetched)
+            finally:
+                await self._committed()
 
     async def until_it_answers(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Asks the bus until it answers; said once when it does not, and once when it does again."""
@@ -194,7 +199,9 @@ class _Consumer:
                 self._went_well([message.source])
         finally:
             if done:
-                await self._commit(subscription, done)
+                # In their order: one after the other.
+                await self._committed()
+                self.committing = asyncio.create_task(self._commit(subscription, done))
 
     async def _handle(self, messages: Sequence[Message]) -> str | None:
         """Has all of it handled but what is poison; returns the code for which it must be tried later, if it must."""
@@ -261,6 +268,12 @@ class _Consumer:
     def _went_well(self, sources: Iterable[TopicPartition]) -> None:
         for source in sources:
             self.attempts.pop(source, None)
+
+    async def _committed(self) -> None:
+        """Returns when no commit is under way."""
+        committing, self.committing = self.committing, None
+        if committing is not None:
+            await committing
 
     async def _commit(self, subscription: Subscription, offsets: Mapping[TopicPartition, int]) -> None:
         try:

@@ -121,7 +121,10 @@ def partition_of(key: str, partitions: int) -> int:
 
 
 class Subscription(Protocol):
-    """One process's part of a group. Used by one task at a time; its heartbeats go on by themselves while a batch is being done."""
+    """One process's part of a group. Its heartbeats go on by themselves while a batch is being done.
+
+    Used by one task, but for a commit, which may go on while the task fetches and does the next batch.
+    """
 
     async def fetch(self, max_messages: int, wait_seconds: float) -> Mapping[TopicPartition, Sequence[Message]]:
         """The next messages of the partitions that are this process's now and not paused; empty when none came within `wait_seconds`.

@@ -21,7 +21,7 @@ from kit.bus.interface import (
 )
 from kit.bus.kafka.administration import Administration
 from kit.bus.kafka.client import CALL_SECONDS, client_options, end, unavailable_as
-from kit.bus.kafka.cloud_events import messages
+from kit.bus.kafka.cloud_events import messages_of
 from kit.bus.kafka.publishing import Publisher
 from kit.bus.kafka.subscription import KafkaSubscription
 from kit.outbox import Event
@@ -99,7 +99,7 @@ class KafkaBus:
                         source, limit = TopicPartition(*partition), states[TopicPartition(*partition)].next_offset
                         if source in left:
                             if found := [record for record in records if record.offset < limit]:
-                                yield messages(found)
+                                yield messages_of(found)
                             if records[-1].offset + 1 >= limit:
                                 left.discard(source)
                                 consumer.pause(partition)

@@ -94,7 +94,7 @@ async def end(client: Any, connections: Any) -> None:  # noqa: ANN401  # aiokafk
     if isinstance(client, AIOKafkaProducer):
         given = client._message_accumulator  # noqa: SLF001  # it tells nobody of its tasks and futures
         for batch in (*chain.from_iterable(given._batches.values()), *given._pending_batches):  # noqa: SLF001
-            batch.future.add_done_callback(_hear)
+            batch.future.add_done_callback(hear)
     ending = asyncio.create_task(client.stop())
     done, _ = await asyncio.wait([ending], timeout=CLOSE_SECONDS)
     ending.cancel()
@@ -114,11 +114,11 @@ def forgotten_if_given_up(part: Any) -> Iterator[None]:  # noqa: ANN401  # aioka
         yield
     except BaseException:
         for task in _tasks_of(part):
-            task.add_done_callback(_hear)
+            task.add_done_callback(hear)
         raise
 
 
-def _hear(done: "asyncio.Future[Any]") -> None:
+def hear(done: "asyncio.Future[Any]") -> None:
     """Takes note of how it ended, which would be logged as an error if nobody did."""
     if not done.cancelled():
         done.exception()

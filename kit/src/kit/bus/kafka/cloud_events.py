@@ -7,36 +7,44 @@ name, `ce_source` the service that owns the topic, `ce_time` when it was recorde
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid5
 
 from kit.bus.interface import Message
 from kit.outbox import Event
 
-_SPECVERSION = ("ce_specversion", b"1.0")
 # An id as we write them. To have `UUID` look at it takes as long as all the rest of a message.
 _is_canonical = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 # Of the ids of records that bring none.
 _PLACES = UUID("0d3a52f0-2f3c-5b0e-9a57-6f1f1f0a7c11")
-_CONTENT_TYPE = ("content-type", b"application/protobuf")
 
 
 def headers(event: Event) -> list[tuple[str, bytes]]:
     """The headers of an event's record."""
     found = [
-        _SPECVERSION,
+        *_headers_of_all(event.topic, event.type),
         ("ce_id", event.event_id.encode()),
-        ("ce_type", event.type.encode()),
-        ("ce_source", f"/regulars/{event.topic.partition('.')[0]}".encode()),
         ("ce_time", event.recorded_at.astimezone(UTC).isoformat().encode()),
-        _CONTENT_TYPE,
     ]
     if event.traceparent:
         found.append(("traceparent", event.traceparent.encode()))
     return found
 
 
-def messages(records: Iterable[Any]) -> list[Message]:
+@lru_cache(1_000)
+def _headers_of_all(topic: str, kind: str) -> tuple[tuple[str, bytes], ...]:
+    """What every event of this type in the topic says."""
+    source = f"/regulars/{topic.partition('.')[0]}"
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_type", kind.encode()),
+        ("ce_source", source.encode()),
+        ("content-type", b"application/protobuf"),
+    )
+
+
+def messages_of(records: Iterable[Any]) -> list[Message]:
     """The records, as aiokafka gives them, as messages."""
     return [_message(record) for record in records]
 

@@ -18,8 +18,8 @@ from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from kit.bus.interface import BusUnavailable, Message, PartitionsLost, TopicPartition
-from kit.bus.kafka.client import CALL_SECONDS, end, forgotten_if_given_up, unavailable_as
-from kit.bus.kafka.cloud_events import messages
+from kit.bus.kafka.client import CALL_SECONDS, end, forgotten_if_given_up, hear, unavailable_as
+from kit.bus.kafka.cloud_events import messages_of
 
 # A dead process's partitions are another's after this; brokers refuse less unless told otherwise.
 _SESSION_SECONDS = 6
@@ -33,7 +33,7 @@ _GRACE_SECONDS = 2
 _SILENCE_SECONDS = 10
 # How long a broker holds a request for news; a partition that is resumed waits for the end of the last one.
 _POLL_SECONDS = 0.2
-_FETCH_BYTES = 4 * 1024 * 1024
+_FETCH_BYTES = 2 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         self._may_fetch = asyncio.Event()
         self._may_fetch.set()
         self._turn = 0
+        # What comes next, taken while what was fetched last is being done.
+        self._ahead: _Taken | None = None
         self._heard: tuple[int | None, ...] = ()
         self._heard_at = 0.0
 
@@ -89,28 +91,27 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             return {}
         with unavailable_as("fetch"):
             consumer = await self._joined()
-            taken = _Taken(self, max_messages)
+            taken = self._ahead = self._ahead or self._begin_to_take(consumer, max_messages, wait_seconds)
             try:
-                async with asyncio.timeout(wait_seconds):
-                    await self._take(consumer, taken, wait_seconds)
-            except TimeoutError:
-                pass
+                await taken.task
             except KafkaError:
                 # What was taken will not be given again, so it is not lost with the error, which comes again.
-                if not taken.records:
+                if not taken.messages:
                     await self._let_go()
                     raise
-            taken.forget_if_lost()
-            if not taken.records:
+            fetched = taken.give(max_messages)
+            if not taken.messages:
+                self._ahead = self._begin_to_take(consumer, max_messages, wait_seconds) if fetched else None
+            if not fetched:
                 await self._expect_to_hear(consumer)
                 return {}
         self._is_rebalancing = False
         self._is_settled.clear()
-        for source, records in taken.records.items():
-            self._committed.setdefault(source, records[0].offset)
-            self._position[source] = records[-1].offset + 1
+        for source, messages in fetched.items():
+            self._committed.setdefault(source, messages[0].offset)
+            self._position[source] = messages[-1].offset + 1
             self._lost.discard(source)
-        return {source: messages(records) for source, records in taken.records.items()}
+        return fetched
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """See the interface."""
@@ -136,6 +137,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     async def seek(self, source: TopicPartition, offset: int) -> None:
         """See the interface."""
         if self._consumer is not None and source in self.assigned() and source not in self._lost:
+            if self._ahead is not None:
+                self._ahead.drop(source)
             self._consumer.seek(KafkaPartition(*source), offset)
             self._committed.setdefault(source, offset)
             self._position[source] = offset
@@ -145,6 +148,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         """See the interface."""
         if self._consumer is not None and source in self.assigned():
             self._consumer.pause(KafkaPartition(*source))
+            if self._ahead is not None and (dropped := self._ahead.drop(source)):
+                self._consumer.seek(KafkaPartition(*source), dropped[0].offset)
 
     def resume(self, source: TopicPartition) -> None:
         """See the interface."""
@@ -208,15 +213,31 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     async def _let_go(self) -> None:
         consumer, self._consumer = self._consumer, None
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.task.cancel()
+            await asyncio.wait([ahead.task])
         if consumer is not None:
             self._lose_all()
             await end(consumer, consumer._client)  # noqa: SLF001  # it has no other name
+
+    def _begin_to_take(self, consumer: AIOKafkaConsumer, most: int, wait_seconds: float) -> "_Taken":
+        taken = _Taken(self, most)
+
+        async def take() -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_seconds):
+                    await self._take(consumer, taken, wait_seconds)
+
+        taken.task = asyncio.create_task(take())
+        taken.task.add_done_callback(hear)
+        return taken
 
     async def _take(self, consumer: AIOKafkaConsumer, taken: "_Taken", wait_seconds: float) -> None:
         """Takes what is there of every partition, and when there is nothing, waits for the first message of any."""
         for is_awaited in (False, True):
             if is_awaited:
-                if taken.records or not wait_seconds:
+                if taken.messages or not wait_seconds:
                     return
                 taken.add(await consumer.getmany(timeout_ms=int(wait_seconds * 1000), max_records=1))
             sources = sorted(consumer.assignment())
@@ -263,23 +284,43 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
 
 class _Taken:
-    """What a fetch has taken so far. What it took before a rebalance is delivered again, so it is forgotten then."""
+    """What `task` has taken and no fetch has given yet. What it took before a rebalance is delivered again, so it is forgotten then."""
+
+    task: asyncio.Task[None]
 
     def __init__(self, subscription: KafkaSubscription, most: int) -> None:
         self._subscription = subscription
         self._rebalances = subscription.rebalances
         self._most = most
         self.room = most
-        self.records: dict[TopicPartition, list[Any]] = {}
+        self.messages: dict[TopicPartition, list[Message]] = {}
 
     def add(self, records: Mapping[KafkaPartition, list[Any]]) -> None:
-        self.forget_if_lost()
+        self._forget_if_lost()
         for source, found in records.items():
-            self.records.setdefault(TopicPartition(*source), []).extend(found)
+            self.messages.setdefault(TopicPartition(*source), []).extend(messages_of(found))
             self.room -= len(found)
 
-    def forget_if_lost(self) -> None:
+    def give(self, most: int) -> dict[TopicPartition, list[Message]]:
+        """At most so many of them, of every partition its share; they are no longer here then."""
+        self._forget_if_lost()
+        given = {}
+        for behind, source in enumerate(sources := list(self.messages)):
+            if share := most // (len(sources) - behind) or min(most, 1):
+                messages = self.messages.pop(source)
+                given[source], left = messages[:share], messages[share:]
+                most -= len(given[source])
+                if left:
+                    self.messages[source] = left
+        return given
+
+    def drop(self, source: TopicPartition) -> list[Message]:
+        """Forgets and returns those of a partition."""
+        self._forget_if_lost()
+        return self.messages.pop(source, [])
+
+    def _forget_if_lost(self) -> None:
         if self._rebalances != self._subscription.rebalances:
             self._rebalances = self._subscription.rebalances
-            self.records.clear()
+            self.messages.clear()
             self.room = self._most
