@@ -1,8 +1,10 @@
+import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from google.protobuf.message import Message
@@ -236,6 +238,7 @@ def as_sums(summary: Summary) -> dict[str, Any]:
             (each.store_id, each.business_day.isoformat(), each.currency): (
                 each.receipts, each.gross_minor, each.discount_minor, each.net_minor, each.payable_minor, Decimal(each.quantity),
                 each.returns, each.returned_net_minor, each.refund_minor, Decimal(each.returned_quantity),
+                each.sales_checksum, each.lines_checksum, each.returned_lines_checksum,
             )
             for each in summary.store_days
         },
@@ -262,16 +265,48 @@ def sums_of_events(messages: list[Any]) -> dict[str, Any]:
                 for at, value in enumerate((move.points, move.pending, move.debt)):
                     total[at] += value
         elif hasattr(message, "store_id"):
-            day = stores.setdefault((message.store_id, message.business_day, message.currency), [0] * 10)
+            day = stores.setdefault((message.store_id, message.business_day, message.currency), [0] * 13)
             quantity = sum(Decimal(line.quantity) for line in message.lines)
             if isinstance(message, sale_events_pb2.SaleRecorded):
                 values = [1, message.gross_minor, message.discount_minor, message.net_minor, message.payable_minor, quantity, 0, 0, 0, 0]
+                checksums = [*checksums_of_sale(message), 0]
             else:
                 net = message.net_minor if isinstance(message, sale_events_pb2.SaleReversed) else message.refund_minor
                 values = [0, 0, 0, 0, 0, 0, 1, net, message.refund_minor, quantity]
+                checksums = [0, 0, checksum_of_return(message)]
+            values += checksums
             stores[message.store_id, message.business_day, message.currency] = [a + b for a, b in zip(day, values, strict=True)]
     return {
         "stores": {key: tuple(value) for key, value in stores.items()},
         "points": {key: tuple(value) for key, value in points.items()},
         "totals": {key: tuple(value) for key, value in totals.items()},
     }
+
+
+def checksum(*values: object) -> int:
+    """What one row adds to a checksum, as `export_service.proto` says."""
+    return int.from_bytes(hashlib.md5("\x1f".join(map(str, values)).encode(), usedforsecurity=False).digest()[:4])
+
+
+def checksums_of_sale(sale: Any) -> tuple[int, int]:
+    member_id = sale.member_id or str(UUID(int=0))
+    return (
+        checksum(sale.sale_id, member_id, sale.programme_id, sale.channel, sale.staff_code, sale.net_minor, sale.points_earned),
+        sum(
+            checksum(
+                sale.sale_id, line.line_no, member_id, sale.channel, sale.staff_code, line.sku, line.category, line.net_minor,
+                line.points_earned,
+            )
+            for line in sale.lines
+        ),
+    )  # fmt: skip
+
+
+def checksum_of_return(back: Any) -> int:
+    is_reversal = isinstance(back, sale_events_pb2.SaleReversed)
+    labels = (back.channel, back.staff_code) if is_reversal else ("", "")
+    identity, member_id = back.reversal_id if is_reversal else back.return_id, back.member_id or str(UUID(int=0))
+    return sum(
+        checksum(identity, line.line_no, member_id, *labels, line.sku, line.category, line.net_minor, line.refund_minor)
+        for line in back.lines
+    )

@@ -192,6 +192,9 @@ class StoreDay(_message.Message):
     RETURNED_NET_MINOR_FIELD_NUMBER: _builtins.int
     REFUND_MINOR_FIELD_NUMBER: _builtins.int
     RETURNED_QUANTITY_FIELD_NUMBER: _builtins.int
+    SALES_CHECKSUM_FIELD_NUMBER: _builtins.int
+    LINES_CHECKSUM_FIELD_NUMBER: _builtins.int
+    RETURNED_LINES_CHECKSUM_FIELD_NUMBER: _builtins.int
     store_id: _builtins.str
     business_day: _builtins.str
     currency: _builtins.str
@@ -207,6 +210,12 @@ class StoreDay(_message.Message):
     returned_net_minor: _builtins.int
     refund_minor: _builtins.int
     returned_quantity: _builtins.str
+    sales_checksum: _builtins.int
+    """Over the sales, their lines and the lines that came back, with all that reports group them by. Each is the sum, whatever the order,
+    of the first four bytes (big-endian) of the MD5 of each row's values, separated by U+001F: `member.exports.summaries` lists them.
+    """
+    lines_checksum: _builtins.int
+    returned_lines_checksum: _builtins.int
     def __init__(
         self,
         *,
@@ -223,10 +232,13 @@ class StoreDay(_message.Message):
         returned_net_minor: _builtins.int = ...,
         refund_minor: _builtins.int = ...,
         returned_quantity: _builtins.str = ...,
+        sales_checksum: _builtins.int = ...,
+        lines_checksum: _builtins.int = ...,
+        returned_lines_checksum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_day", b"business_day", "currency", b"currency", "discount_minor", b"discount_minor", "gross_minor", b"gross_minor", "net_minor", b"net_minor", "payable_minor", b"payable_minor", "quantity", b"quantity", "receipts", b"receipts", "refund_minor", b"refund_minor", "returned_net_minor", b"returned_net_minor", "returned_quantity", b"returned_quantity", "returns", b"returns", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_day", b"business_day", "currency", b"currency", "discount_minor", b"discount_minor", "gross_minor", b"gross_minor", "lines_checksum", b"lines_checksum", "net_minor", b"net_minor", "payable_minor", b"payable_minor", "quantity", b"quantity", "receipts", b"receipts", "refund_minor", b"refund_minor", "returned_lines_checksum", b"returned_lines_checksum", "returned_net_minor", b"returned_net_minor", "returned_quantity", b"returned_quantity", "returns", b"returns", "sales_checksum", b"sales_checksum", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

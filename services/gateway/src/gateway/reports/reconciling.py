@@ -46,7 +46,10 @@ class Behind(msgspec.Struct):
 
 
 class ReportsDifference(msgspec.Struct):
-    """A figure that the reports have otherwise than the ledger; decimal text."""
+    """A figure that the reports have otherwise than the ledger; decimal text.
+
+    `checksum` and `lines.…checksum`: the sums may agree, but a sale or line is of another member, channel, staff, SKU or category.
+    """
 
     figure: str
     ledger: str

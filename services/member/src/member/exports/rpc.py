@@ -79,6 +79,9 @@ class ExportServicer(ExportServiceServicer):
                     returned_net_minor=each.returned_net_minor,
                     refund_minor=each.refund_minor,
                     returned_quantity=each.returned_quantity,
+                    sales_checksum=each.sales_checksum,
+                    lines_checksum=each.lines_checksum,
+                    returned_lines_checksum=each.returned_lines_checksum,
                 )
                 for each in summary.store_days
             ],

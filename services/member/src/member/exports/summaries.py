@@ -30,6 +30,9 @@ class StoreDay:
     returned_net_minor: int = 0
     refund_minor: int = 0
     returned_quantity: str = "0"
+    sales_checksum: int = 0
+    lines_checksum: int = 0
+    returned_lines_checksum: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +73,54 @@ class Summary:
 
 _DAYS = "($1::date IS NULL OR {0}.business_day >= $1) AND ($2::date IS NULL OR {0}.business_day < $2) AND {0}.recorded_at < $3"
 
+
+def _checksum(*values: str) -> str:
+    """What one row adds to a checksum: nothing that it says can change, or move to another row, without a trace in the sum."""
+    texts = ", ".join(f"coalesce(({value})::text, '')" for value in values)
+    return f"('x' || left(md5(concat_ws(chr(31), {texts})), 8))::bit(32)::bigint"
+
+
+_OWNER = f"CASE WHEN s.is_guest THEN '{_NO_ID}' ELSE s.member_id::text END"
+# In the order in which `reporting.reconcile.operations` has them.
+_SALE_SAYS = ("s.sale_id", _OWNER, "s.programme_id", "s.channel", "s.staff_code", "s.net_minor", "s.points_earned")
+_LINE_SAYS = ("l.sale_id", "l.line_no", _OWNER, "s.channel", "s.staff_code", "l.sku", "l.category", "l.net_minor", "l.points_earned")
+_REVERSAL_LINE_SAYS = (
+    *("r.reversal_id", "line ->> 0", _OWNER, "s.channel", "s.staff_code", "g.sku", "g.category", "line ->> 2", "line ->> 3"),
+)
+_RETURN_LINE_SAYS = (*("s.return_id", "line ->> 0", _OWNER, "''", "''", "line ->> 1", "line ->> 3", "line ->> 6", "line ->> 6"),)
+
 _SALES = f"""
 SELECT store_id::text, business_day, currency, count(*), sum(gross_minor)::bigint, sum(discount_minor)::bigint, sum(net_minor)::bigint,
-  sum(payable_minor)::bigint
-FROM sales WHERE {_DAYS.format("sales")} AND sale_id >= $4 GROUP BY store_id, business_day, currency
+  sum(payable_minor)::bigint, sum({_checksum(*_SALE_SAYS)})::bigint
+FROM sales AS s WHERE {_DAYS.format("s")} AND sale_id >= $4 GROUP BY store_id, business_day, currency
 """
 
-_QUANTITIES = f"""
-SELECT s.store_id::text, s.business_day, s.currency, trim_scale(sum(l.quantity))::text
+_LINES = f"""
+SELECT s.store_id::text, s.business_day, s.currency, trim_scale(sum(l.quantity))::text, sum({_checksum(*_LINE_SAYS)})::bigint
 FROM sales AS s JOIN sale_lines AS l ON l.sale_id = s.sale_id
 WHERE {_DAYS.format("s")} AND s.sale_id >= $4 AND l.sale_id >= $4 GROUP BY s.store_id, s.business_day, s.currency
 """
 
 _RETURNS = f"""
 WITH back AS (
-  SELECT r.store_id, r.business_day, s.currency, r.net_minor, r.refund_minor,
-    (SELECT sum((line ->> 1)::numeric) FROM jsonb_array_elements(r.lines) AS line) AS quantity
+  SELECT r.store_id, r.business_day, s.currency, r.net_minor, r.refund_minor, lines.quantity, lines.checksum
   FROM reversals AS r JOIN sales AS s ON s.sale_id = r.sale_id
+  CROSS JOIN LATERAL (
+    SELECT sum((line ->> 1)::numeric) AS quantity, sum({_checksum(*_REVERSAL_LINE_SAYS)}) AS checksum
+    FROM jsonb_array_elements(r.lines) AS line JOIN sale_lines AS g ON g.sale_id = r.sale_id AND g.line_no = (line ->> 0)::integer
+  ) AS lines
   WHERE {_DAYS.format("r")} AND r.reversal_id >= $4
   UNION ALL
-  SELECT u.store_id, u.business_day, u.currency, u.refund_minor, u.refund_minor,
-    (SELECT sum((line ->> 4)::numeric) FROM jsonb_array_elements(u.lines) AS line)
-  FROM unlinked_returns AS u WHERE {_DAYS.format("u")} AND u.return_id >= $4
+  SELECT s.store_id, s.business_day, s.currency, s.refund_minor, s.refund_minor, lines.quantity, lines.checksum
+  FROM unlinked_returns AS s
+  CROSS JOIN LATERAL (
+    SELECT sum((line ->> 4)::numeric) AS quantity, sum({_checksum(*_RETURN_LINE_SAYS)}) AS checksum
+    FROM jsonb_array_elements(s.lines) AS line
+  ) AS lines
+  WHERE {_DAYS.format("s")} AND s.return_id >= $4
 )
 SELECT store_id::text, business_day, currency, count(*), sum(net_minor)::bigint, sum(refund_minor)::bigint,
-  coalesce(trim_scale(sum(quantity)), 0)::text
+  coalesce(trim_scale(sum(quantity)), 0)::text, coalesce(sum(checksum), 0)::bigint
 FROM back GROUP BY store_id, business_day, currency
 """
 
@@ -156,12 +182,13 @@ async def summarise(
 
     for row in await connection.fetch(_SALES, *days):
         day = at((row[0], row[1], row[2]))
-        day.receipts, day.gross_minor, day.discount_minor, day.net_minor, day.payable_minor = row[3:8]
-    for row in await connection.fetch(_QUANTITIES, *days):
-        at((row[0], row[1], row[2])).quantity = row[3]
+        day.receipts, day.gross_minor, day.discount_minor, day.net_minor, day.payable_minor, day.sales_checksum = row[3:9]
+    for row in await connection.fetch(_LINES, *days):
+        day = at((row[0], row[1], row[2]))
+        day.quantity, day.lines_checksum = row[3:5]
     for row in await connection.fetch(_RETURNS, *days):
         day = at((row[0], row[1], row[2]))
-        day.returns, day.returned_net_minor, day.refund_minor, day.returned_quantity = row[3:7]
+        day.returns, day.returned_net_minor, day.refund_minor, day.returned_quantity, day.returned_lines_checksum = row[3:8]
     zones = _zones(book)
     instants = [_midnight(each) + margin if each else None for each, margin in ((from_day, -_ZONES_APART), (to_day, _ZONES_APART))]
     moved = await connection.fetch(_POINTS, *days, *([list(column) for column in zip(*zones, strict=True)] or [[]] * 4), *instants)

@@ -54,6 +54,22 @@ WHERE joined_on >= {from_day:Date32} AND joined_on < {to_day:Date32} AND toStrin
 """
 
 
+def _checksum(*values: str) -> str:
+    """As `export_service.proto` says."""
+    texts = ", ".join(f"toString({value})" for value in values)
+    return f"sum(toInt64(reinterpretAsUInt32(reverse(substring(MD5(concatWithSeparator(char(31), {texts})), 1, 4)))))"
+
+
+# In the order in which `member.exports.summaries` has them.
+_SALES_CHECKSUM = _checksum("sale_id", "member_id", "programme_id", "channel", "staff_code", "net_minor", "points_earned")
+_LINES_CHECKSUM = _checksum(
+    *("sale_id", "line_no", "member_id", "channel", "staff_code", "sku", "category", "net_minor", "points_earned"),
+)
+_RETURN_LINES_CHECKSUM = _checksum(
+    *("return_id", "line_no", "member_id", "channel", "staff_code", "sku", "category", "net_minor", "refund_minor"),
+)
+
+
 def _store_days(table: str, figures: str) -> str:
     return (
         f"SELECT toString(store_id), toString(business_day), currency, {figures} FROM {table} "
@@ -158,10 +174,14 @@ async def sums_of_facts(clickhouse: ClickHouse, days: Days, recorded_before_unix
     }
     sums = Sums()
     for table, columns, figures in (
-        ("sales", "count(), sum(gross_minor), sum(discount_minor), sum(net_minor), sum(payable_minor), sum(items)", SALE_FIGURES),
-        ("sale_lines", "sum(gross_minor), sum(net_minor), sum(payable_minor), sum(quantity)", SALE_LINE_FIGURES),
+        (
+            "sales",
+            f"count(), sum(gross_minor), sum(discount_minor), sum(net_minor), sum(payable_minor), sum(items), {_SALES_CHECKSUM}",
+            SALE_FIGURES,
+        ),
+        ("sale_lines", f"sum(gross_minor), sum(net_minor), sum(payable_minor), sum(quantity), {_LINES_CHECKSUM}", SALE_LINE_FIGURES),
         ("returns", "count(), sum(net_minor), sum(refund_minor), sum(items)", RETURN_FIGURES),
-        ("return_lines", "sum(net_minor), sum(refund_minor), sum(quantity)", RETURN_LINE_FIGURES),
+        ("return_lines", f"sum(net_minor), sum(refund_minor), sum(quantity), {_RETURN_LINES_CHECKSUM}", RETURN_LINE_FIGURES),
     ):
         for row in await clickhouse.query(_store_days(table, columns), given):
             sums.store_days.setdefault((row[0], row[1], row[2]), {}).update(zip(figures, row[3:], strict=True))
@@ -202,10 +222,10 @@ def _sums_in(answer: pb.SummariseLedgerResponse) -> Sums:
         sold = (day.receipts, day.gross_minor, day.discount_minor, day.net_minor, day.payable_minor, Decimal(day.quantity))
         back = (day.returns, day.returned_net_minor, day.refund_minor, Decimal(day.returned_quantity))
         sums.store_days[day.store_id, day.business_day, day.currency] = {
-            **_figures(SALE_FIGURES, sold),
-            **_figures(SALE_LINE_FIGURES, (sold[1], *sold[3:])),
+            **_figures(SALE_FIGURES, (*sold, day.sales_checksum)),
+            **_figures(SALE_LINE_FIGURES, (sold[1], *sold[3:], day.lines_checksum)),
             **_figures(RETURN_FIGURES, back),
-            **_figures(RETURN_LINE_FIGURES, back[1:]),
+            **_figures(RETURN_LINE_FIGURES, (*back[1:], day.returned_lines_checksum)),
         }
     for each in answer.points_days:
         figures = (each.entries, each.points, each.pending, each.debt, each.expired)

@@ -14,11 +14,12 @@ Figures = dict[str, Figure]
 StoreDayKey = tuple[str, str, str]
 PointsDayKey = tuple[str, str, str]
 
-SALE_FIGURES = ("receipts", "gross_minor", "discount_minor", "net_minor", "payable_minor", "items")
+SALE_FIGURES = ("receipts", "gross_minor", "discount_minor", "net_minor", "payable_minor", "items", "checksum")
 RETURN_FIGURES = ("returns", "returned_net_minor", "refund_minor", "returned_items")
-# Reports by category or SKU are made of lines, which have to come to the same.
-SALE_LINE_FIGURES = ("lines.gross_minor", "lines.net_minor", "lines.payable_minor", "lines.items")
-RETURN_LINE_FIGURES = ("lines.returned_net_minor", "lines.refund_minor", "lines.returned_items")
+# Reports by category or SKU are made of lines, which have to come to the same. A checksum is of every row with all that reports group it
+# by: sums that agree could be those of another member, channel or SKU.
+SALE_LINE_FIGURES = ("lines.gross_minor", "lines.net_minor", "lines.payable_minor", "lines.items", "lines.checksum")
+RETURN_LINE_FIGURES = ("lines.returned_net_minor", "lines.refund_minor", "lines.returned_items", "lines.returned_checksum")
 POINTS_FIGURES = ("points.entries", "points.points", "points.pending", "points.debt", "points.expired")
 TOTAL_FIGURES = ("points_total.balance", "points_total.pending", "points_total.debt")
 MEMBERS = "members"
