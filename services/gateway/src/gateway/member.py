@@ -13,6 +13,7 @@ from gateway.lanes import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, RETRIED_CO
 from gateway.problems import member_away
 from gateway.settings import Settings
 from kit.clock import Clock
+from kit.problems import Refusal
 from kit.rpc import call_metadata, is_serving, refusal_of
 from kit.tokens import TokenMinter
 from regulars.member.v1 import member_service_pb2 as members_pb
@@ -139,7 +140,9 @@ class MemberService:
         try:
             return await method(request, timeout=seconds, metadata=call_metadata(self.token(caller)))
         except grpc.aio.AioRpcError as error:
-            raise _as_refusal(error) from error
+            if refusal := _as_refusal(error):
+                raise refusal from error
+            raise
 
     async def call_until_decided(self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
         """A call whose writes carry their own operations, repeated while the member service restarts until their deadline."""
@@ -151,7 +154,9 @@ class MemberService:
                 return await method(request, timeout=max(deadline - loop.time(), FIRST_PAUSE_SECONDS))
             except grpc.aio.AioRpcError as error:
                 if error.code() not in RETRIED_CODES or loop.time() + pause > deadline:
-                    raise _as_refusal(error) from error
+                    if refusal := _as_refusal(error):
+                        raise refusal from error
+                    raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
@@ -172,7 +177,5 @@ def answer_of(outcome: pb.Outcome | members_pb.MemberOutcome) -> Answer:
     return Answer(outcome.status, outcome.body, outcome.replayed)
 
 
-def _as_refusal(error: grpc.aio.AioRpcError) -> Exception:
-    if refusal := refusal_of(error):
-        return refusal
-    return member_away() if error.code() in AWAY_CODES else error
+def _as_refusal(error: grpc.aio.AioRpcError) -> Refusal | None:
+    return refusal_of(error) or (member_away() if error.code() in AWAY_CODES else None)

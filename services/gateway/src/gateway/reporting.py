@@ -65,7 +65,9 @@ class ReportingService:
         except grpc.aio.AioRpcError as error:
             if refusal := refusal_of(error):
                 raise refusal from error
-            raise (reporting_away() if error.code() in AWAY_CODES else error) from error
+            if error.code() in AWAY_CODES:
+                raise reporting_away() from error
+            raise
 
     async def is_serving(self) -> bool:
         """Whether the reporting service answers its health check."""
