@@ -1,20 +1,19 @@
 """The member service as the gateway sees it: reads on behalf of a caller, and what every write carries."""
 
 import asyncio
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 import grpc
 import msgspec
 
 from gateway.bodies import Fingerprints, Writing, operation_id_of
 from gateway.callers import Caller
+from gateway.calling import Service
 from gateway.http import Answer
 from gateway.lanes import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, RETRIED_CODES, Execute, ImportLanes, Lanes
 from gateway.problems import member_away
 from gateway.settings import Settings
 from kit.clock import Clock
-from kit.problems import Refusal
-from kit.rpc import call_metadata, is_serving, refusal_of
 from kit.tokens import TokenMinter
 from regulars.member.v1 import member_service_pb2 as members_pb
 from regulars.member.v1 import wallet_service_pb2 as pb
@@ -22,27 +21,14 @@ from regulars.member.v1.member_service_pb2_grpc import MemberServiceStub
 from regulars.member.v1.programme_service_pb2_grpc import ProgrammeServiceStub
 from regulars.member.v1.wallet_service_pb2_grpc import WalletServiceStub
 
-READ_SECONDS = 5.0
 # A page of wallets to prove, a programme to apply.
 LONG_CALL_SECONDS = 60.0
 IMPORT_SECONDS = 60.0
 # Import requests that may wait for a lane.
 IMPORT_CAPACITY = 16
-AWAY_CODES = RETRIED_CODES | {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-
-
-class HasBody(Protocol):
-    """The answer of a read: a JSON document, ready to be passed on."""
-
-    @property
-    def body(self) -> bytes:
-        """The document."""
-
-
-Read = TypeVar("Read", bound=HasBody)
 
 
 class Write(msgspec.Struct, frozen=True, gc=False):
@@ -57,10 +43,11 @@ class Write(msgspec.Struct, frozen=True, gc=False):
     size: int
 
 
-class MemberService:
+class MemberService(Service):
     """Calls of the member service."""
 
     def __init__(self, channel: grpc.aio.Channel, minter: TokenMinter, fingerprint_key: bytes, clock: Clock, settings: Settings) -> None:
+        super().__init__(channel, minter, member_away)
         self.wallet = WalletServiceStub(channel)
         self.members = MemberServiceStub(channel)
         self.programmes = ProgrammeServiceStub(channel)
@@ -73,16 +60,9 @@ class MemberService:
             deadline_seconds=settings.write_deadline_seconds,
         )
         self.import_lanes = ImportLanes(execute, count=settings.import_lanes, capacity=IMPORT_CAPACITY, deadline_seconds=IMPORT_SECONDS)
-        self._channel = channel
-        self._minter = minter
         self._fingerprints = Fingerprints(fingerprint_key)
         self._clock = clock
         self._write_milliseconds = settings.write_deadline_seconds * 1000
-
-    def token(self, caller: Caller) -> str:
-        """The internal token of the caller."""
-        client = caller.client
-        return self._minter.mint(client.client_id, client.roles, client.stores)
 
     def write(self, caller: Caller, method: str, path: str, raw: bytes, body: Writing) -> Write:
         """The identity of a write by its body, `raw` and read. Raises Refusal (400) when it has no operation id."""
@@ -123,27 +103,6 @@ class MemberService:
         outcome = await self.lanes.submit(key, command, size)
         return answer_of(outcome)
 
-    async def read(
-        self, caller: Caller, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Read]", request: Request, seconds: float = READ_SECONDS
-    ) -> Answer:
-        """The document that a read answers. Raises as `call`."""
-        return Answer(200, (await self.call(caller, method, request, seconds)).body)
-
-    async def call(
-        self, caller: Caller, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request, seconds: float = READ_SECONDS
-    ) -> Response:
-        """A call on behalf of the caller.
-
-        Raises:
-            Refusal: what the member service refused with, or 503 when it is away.
-        """
-        try:
-            return await method(request, timeout=seconds, metadata=call_metadata(self.token(caller)))
-        except grpc.aio.AioRpcError as error:
-            if refusal := _as_refusal(error):
-                raise refusal from error
-            raise
-
     async def call_until_decided(self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
         """A call whose writes carry their own operations, repeated while the member service restarts until their deadline."""
         loop = asyncio.get_running_loop()
@@ -154,15 +113,11 @@ class MemberService:
                 return await method(request, timeout=max(deadline - loop.time(), FIRST_PAUSE_SECONDS))
             except grpc.aio.AioRpcError as error:
                 if error.code() not in RETRIED_CODES or loop.time() + pause > deadline:
-                    if refusal := _as_refusal(error):
+                    if refusal := self._refusal(error):
                         raise refusal from error
                     raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-
-    async def is_serving(self) -> bool:
-        """Whether the member service answers its health check."""
-        return await is_serving(self._channel)
 
     async def drained(self) -> None:
         """Returns when no write is under way."""
@@ -175,7 +130,3 @@ def answer_of(outcome: pb.Outcome | members_pb.MemberOutcome) -> Answer:
     if not outcome.body:
         return Answer.problem(member_away())
     return Answer(outcome.status, outcome.body, outcome.replayed)
-
-
-def _as_refusal(error: grpc.aio.AioRpcError) -> Refusal | None:
-    return refusal_of(error) or (member_away() if error.code() in AWAY_CODES else None)
