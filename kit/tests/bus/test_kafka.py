@@ -176,11 +176,11 @@ async def test_an_event_is_a_cloud_event_in_binary_mode(kafka_bootstrap: str, bu
     assert (record.key, record.value) == (sent.key.encode(), sent.payload)
     assert record.headers == (
         ("ce_specversion", b"1.0"),
-        ("ce_id", sent.event_id.encode()),
         ("ce_type", TYPE.encode()),
         ("ce_source", b"/regulars/test"),
-        ("ce_time", b"2026-03-01T12:00:05.678901+00:00"),
         ("content-type", b"application/protobuf"),
+        ("ce_id", sent.event_id.encode()),
+        ("ce_time", b"2026-03-01T12:00:05.678901+00:00"),
         ("traceparent", TRACE.encode()),
     )
 
