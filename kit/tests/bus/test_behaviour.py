@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from random import Random
 
 import pytest
 from google.protobuf import descriptor_pb2
@@ -426,6 +427,47 @@ async def test_clocks_that_jump_change_nothing(world: World) -> None:
         await until_open(DeadLetters(world.bus, group, clock), 1)
         await world.until_lag_is_none(group)
     await world.assert_all_once_and_in_order(group, but=frozenset(refused))
+
+
+async def test_whatever_is_paused_sought_and_asked_for_each_partition_goes_on_where_it_was(world: World) -> None:
+    """Also with what a backend has read ahead by then."""
+    random, topic, group = Random(20261122), await world.new_topic(), world.new_group()
+    await world.publish(topic, new_keys(60), 25)
+    sources = [TopicPartition(topic, number) for number in range(4)]
+    [states] = [states for spec, states in (await world.bus.topics()).items() if spec.name == topic]
+    ends = {state.source: state.next_offset for state in states}
+    following, paused = dict.fromkeys(sources, 0), set[TopicPartition]()
+    fetches = 0
+    async with world.bus.subscribe(group, [topic]) as subscription:
+        while following != ends:
+            most = random.choice((1, 7, 100, 400))
+            fetched = await subscription.fetch(most, 0.05)
+            fetches += 1
+            assert sum(map(len, fetched.values())) <= most
+            for source, messages in fetched.items():
+                assert source not in paused
+                assert messages, "a partition that has nothing is left out"
+                assert [message.offset for message in messages] == list(range(following[source], following[source] + len(messages)))
+                following[source] += len(messages)
+            await asyncio.sleep(random.choice((0, 0.02)))
+            source = random.choice(sources)
+            match random.choice(("pause", "resume", "resume", "go back", "commit")):
+                case "pause":
+                    subscription.pause(source)
+                    paused.add(source)
+                case "resume":
+                    subscription.resume(source)
+                    paused.discard(source)
+                case "go back" if fetches < 200:
+                    following[source] = random.randint(0, following[source])
+                    await subscription.seek(source, following[source])
+                case "commit" if source in subscription.assigned():
+                    await subscription.commit({source: following[source]})
+            if fetches >= 200:
+                for each in paused:
+                    subscription.resume(each)
+                paused.clear()
+    assert fetches > 10
 
 
 async def test_an_unknown_topic_is_refused_whole(world: World) -> None:
