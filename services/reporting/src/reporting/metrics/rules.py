@@ -261,7 +261,7 @@ _METRICS = (
         "items_per_receipt",
         "decimal",
         Words("连带率", "Items per receipt"),
-        Words("件数 ÷ 小票数,最多四位小数。", "Items ÷ receipts, to at most four decimals, halves rounded away from zero; null without a receipt."),
+        Words("件数 ÷ 小票数,最多四位小数。", "Items ÷ receipts, rounded to four decimals, halves away from zero; null without a receipt."),
         Words("退回数量减少件数,不减少小票数。", "Returns lower the items and leave the receipts."),
         _BUSINESS_DAY,
         _SALE_EVENTS + _RETURN_EVENTS,
