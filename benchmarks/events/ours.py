@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +17,7 @@ from benchmarks.events.worker import Signals
 from kit import outbox
 from kit.bus.connecting import BusSettings, connect
 from kit.bus.consuming import consume
-from kit.bus.inbox import in_transaction, inbox_table, trim
+from kit.bus.inbox import in_transaction, inbox_table, keep_trimmed
 from kit.bus.interface import Message
 from kit.bus.relay import Relay
 from kit.clock import SystemClock
@@ -127,10 +126,10 @@ async def consumer(signals: Signals, *, url: str, topic: str, events: int, keep_
         consuming = asyncio.create_task(consume(bus, GROUP, [topic], counting, stop=stop, clock=clock, together=True))
         await signals.ready()
         if keep_seconds:
-            while not stop.is_set():
-                await trim(engine, timedelta(seconds=keep_seconds) - INBOX_MARGIN)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), 1)
+            trimming = asyncio.create_task(keep_trimmed(engine, timedelta(seconds=keep_seconds) - INBOX_MARGIN, every_seconds=1))
+            await consuming
+            trimming.cancel()
+            await asyncio.wait([trimming])
         await consuming
     await engine.dispose()
     return {"ended": ended, "delays": percentiles(delays[WARM_UP:]) if keep_seconds else {}}

@@ -1,7 +1,7 @@
 """Exact arithmetic on integer minor units. No binary float comes near."""
 
 from collections.abc import Sequence
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 
 # The active codes of ISO 4217 in which money is paid: no funds, metals, units of account or test codes.
 _CODES = """
@@ -85,8 +85,3 @@ def first_part(total: int, part: Decimal, whole: Decimal) -> int:
     part_numerator, part_denominator = part.as_integer_ratio()
     whole_numerator, whole_denominator = whole.as_integer_ratio()
     return total * part_numerator * whole_denominator // (part_denominator * whole_numerator)
-
-
-def minor_of(amount: Decimal, currency: str) -> int:
-    """A decimal amount in major units as minor units, rounded half up."""
-    return int(amount.scaleb(minor_exponent(currency)).quantize(Decimal(1), rounding=ROUND_HALF_UP))

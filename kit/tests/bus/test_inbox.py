@@ -5,11 +5,12 @@ from datetime import timedelta
 
 import pytest
 
+from kit.bus import inbox
 from kit.bus.inbox import keep_new, trim
 from kit.bus.interface import Message
 from kit.db import raw, reading, transaction
 from kit.ids import uuid7
-from tests.bus.world import AT, TYPE, World
+from tests.bus.world import AT, TYPE, World, until
 
 pytestmark = pytest.mark.parametrize("bus_url", ["postgres"], indirect=True)
 
@@ -53,3 +54,21 @@ async def test_ids_go_when_no_bus_can_deliver_them_again(world: World) -> None:
     async with reading(world.engine) as connection:
         left = await raw(connection).fetch("SELECT event_id::text FROM inbox ORDER BY event_id")
     assert [row[0] for row in left] == [each.event_id for each in fresh]
+
+
+async def test_an_inbox_is_kept_trimmed_while_its_database_comes_and_goes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    async def trimmed(*_: object) -> int:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise ConnectionRefusedError
+        return 0
+
+    monkeypatch.setattr(inbox, "trim", trimmed)
+    trimming = asyncio.create_task(inbox.keep_trimmed(world.engine, timedelta(days=30), every_seconds=0.001))
+    await until(lambda: asked == 3, "it goes on")
+    trimming.cancel()
+    await asyncio.wait([trimming])
+    assert trimming.cancelled()

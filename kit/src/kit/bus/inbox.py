@@ -100,8 +100,8 @@ async def trim(engine: AsyncEngine, retention: timedelta) -> int:
             return removed
 
 
-async def keep_trimmed(engine: AsyncEngine, retention: timedelta) -> None:
-    """Runs for as long as the consumer: trims every few minutes. A failure is logged and tried again the next time."""
+async def keep_trimmed(engine: AsyncEngine, retention: timedelta, *, every_seconds: float = _TRIM_EVERY_SECONDS) -> None:
+    """Runs for as long as the consumer: trims now and then. A failure of the moment is logged, and it is tried again the next time."""
     while True:
         try:
             await trim(engine, retention)
@@ -109,4 +109,4 @@ async def keep_trimmed(engine: AsyncEngine, retention: timedelta) -> None:
             if not may_retry(error):
                 raise
             _log.warning("inbox could not be trimmed", extra={"error": type(error).__name__})
-        await asyncio.sleep(_TRIM_EVERY_SECONDS)
+        await asyncio.sleep(every_seconds)
