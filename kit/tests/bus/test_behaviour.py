@@ -449,7 +449,6 @@ async def test_whatever_is_paused_sought_and_asked_for_each_partition_goes_on_wh
                 assert messages, "a partition that has nothing is left out"
                 assert [message.offset for message in messages] == list(range(following[source], following[source] + len(messages)))
                 following[source] += len(messages)
-            await asyncio.sleep(random.choice((0, 0.02)))
             source = random.choice(sources)
             match random.choice(("pause", "resume", "resume", "go back", "commit")):
                 case "pause":

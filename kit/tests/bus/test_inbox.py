@@ -68,7 +68,7 @@ async def test_an_inbox_is_kept_trimmed_while_its_database_comes_and_goes(world:
 
     monkeypatch.setattr(inbox, "trim", trimmed)
     trimming = asyncio.create_task(inbox.keep_trimmed(world.engine, timedelta(days=30), every_seconds=0.001))
-    await until(lambda: asked == 3, "it goes on")
+    await until(lambda: asked >= 3, "it goes on")
     trimming.cancel()
     await asyncio.wait([trimming])
     assert trimming.cancelled()
