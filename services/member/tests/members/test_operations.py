@@ -188,6 +188,17 @@ async def test_of_two_changes_the_later_has_the_larger_version_whatever_the_cloc
     assert [signed_up.city, first.city, second.city] == ["", "杭州", "上海"]
 
 
+async def test_an_address_and_a_person_typed_as_a_city_stay_in_the_file(desk: Desk) -> None:
+    typed = "北京市朝阳区建国路88号 张三 13912349999"
+    member = await desk.member(city=typed)
+    await desk.change(member["id"], gender="female")
+    assert (await desk.read(member["id"]))["city"] == typed
+    events = await desk.rows("SELECT payload FROM outbox ORDER BY position")
+    signed_up, changed = events_pb.MemberSignedUp.FromString(events[0][0]), events_pb.MemberChanged.FromString(events[1][0])
+    assert [signed_up.city, changed.city] == ["", ""]
+    assert not any(part.encode() in event[0] for event in events for part in typed.split())
+
+
 async def test_a_change_of_nothing_is_answered_and_is_no_event(desk: Desk) -> None:
     member = await desk.member(**PERSONAL)
     assert (await desk.change(member["id"], name=" 王小明 ")).status == 200

@@ -17,6 +17,7 @@ from member.members.rules import (
     card_key,
     changed_fields,
     changed_file,
+    city_to_tell,
     name_key,
     read_birthday,
     read_card,
@@ -269,3 +270,78 @@ def test_every_field_at_fault_is_named() -> None:
         "/joined_on",
     ]
     assert all(error.code == f"{error.pointer[1:]}_invalid" for error in caught.value.errors)
+
+
+@pytest.mark.parametrize(
+    "city",
+    [
+        "北京",
+        "北京市",
+        "三亚市",
+        "七台河市",
+        "五指山市",
+        "乌鲁木齐",
+        "乌鲁木齐市",
+        "浙江省杭州市",
+        "上海市浦东新区",
+        "台州市路桥区",
+        "香港特别行政区",
+        "双江拉祜族佤族布朗族傣族自治县",
+        "東京都",
+        "さいたま市",
+        "서울 강남구",
+        "São Paulo",
+        "Saint-Jean-d'Angély",
+        "L’Aquila",
+        "Nukuʻalofa",
+        "St. John's",
+        "Las Palmas de Gran Canaria",
+        "Kaiser-Wilhelm-Koog",
+        "Νέα Σμύρνη",
+        "मुंबई",
+        "القاهرة",
+    ],
+)
+def test_a_citys_name_is_told_as_it_is(city: str) -> None:
+    assert city_to_tell(city) == city
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        None,
+        "",
+        "-",
+        "北京市朝阳区建国路88号 张三 13912349999",
+        "北京市朝阳区建国路 张三",
+        "北京市朝阳区建国路张三",
+        "北京市朝阳区建国路八号",
+        "朝阳区建国路张三小区",
+        "三号张三区",
+        "双江拉祜族佤族布朗族傣族自治县市",
+        "张三\u3000上海",
+        "13912349999",
+        "１３９１２３４９９９９",
+        "١٣٩١٢٣٤٩٩٩٩",
+        "一三九一二三四九九九九",
+        "一三九一二三四九九九九市",
+        "〇",
+        "上海①",
+        "上海Ⅷ",
+        "上海²",
+        "Berlin, Anna Schmidt",
+        "Main Street 12 Springfield",
+        "anna@example.com",
+        "At the house of Anna Schmidt",
+        "A" * 41,
+        "上海\n张三",
+        "上海🙂",
+    ],
+)
+def test_what_looks_like_more_than_a_citys_name_is_not_told(typed: str | None) -> None:
+    assert city_to_tell(typed) == ""
+
+
+@given(st.text(max_size=60), st.characters(categories=("Nd", "Nl", "No")), st.text(max_size=60))
+def test_no_city_with_a_digit_of_any_script_is_told(before: str, digit: str, after: str) -> None:
+    assert city_to_tell(before + digit + after) == ""

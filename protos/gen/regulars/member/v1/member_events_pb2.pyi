@@ -38,6 +38,7 @@ class MemberSignedUp(_message.Message):
     birth_year_from: _builtins.int
     """First year of the five years that the year of birth lies in, such as 1985; 0: not known."""
     city: _builtins.str
+    """The city of the member file if it looks like a city's name and holds nothing else; empty: not known."""
     version: _builtins.int
     """Unix time of recording in microseconds: of two states of a member, the one with the larger version is the later."""
     def __init__(

@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from kit.ids import uuid7
 from kit.outbox import Event
-from member.members.rules import MemberFile, birth_year_from
+from member.members.rules import MemberFile, birth_year_from, city_to_tell
 from member.points.rules import unix_us
 from regulars.member.v1 import member_events_pb2 as pb
 
@@ -21,7 +21,7 @@ def member_signed_up(member_id: str, programme_id: str, file: MemberFile, at: da
         programme_id=programme_id,
         joined_on=file.joined_on.isoformat(),
         birth_year_from=birth_year_from(file.birthday),
-        city=file.city or "",
+        city=city_to_tell(file.city),
         version=unix_us(at),
     )
     return _event(member_id, message, at, traceparent)
@@ -37,7 +37,7 @@ def member_changed(
         programme_id=programme_id,
         joined_on=file.joined_on.isoformat(),
         birth_year_from=birth_year_from(file.birthday),
-        city=file.city or "",
+        city=city_to_tell(file.city),
         version=unix_us(at),
     )
     return _event(member_id, message, at, traceparent)

@@ -17,6 +17,14 @@ LONGEST_TEXT = 100
 LONGEST_CARD = 64
 LONGEST_TYPED_PHONE = 50
 EARLIEST_YEAR = 1900
+# What a city's name comes to at most: Las Palmas de Gran Canaria has five words. In Chinese the names of prefectures and counties go
+# up to fifteen characters (双江拉祜族佤族布朗族傣族自治县), and to four without the word for their level (乌鲁木齐).
+LONGEST_CITY = 40
+MOST_CITY_WORDS = 5
+LONGEST_HAN_CITY = 15
+LONGEST_BARE_HAN_CITY = 4
+# 三亚 and 五指山 have a numeral; a house number or a phone spelled out has more.
+MOST_HAN_NUMERALS = 2
 # A leap year, for a birthday without a year.
 ANY_LEAP_YEAR = 2000
 
@@ -27,6 +35,10 @@ _MONTH_AND_DAY = re.compile(r"[0-9]{2}-[0-9]{2}")
 _CHINESE_MOBILE = re.compile(r"\+861[3-9][0-9]{9}")
 # Marks that steer the direction of text and take no room: they come with what is pasted from a contact list.
 _INVISIBLE = dict.fromkeys([0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+_HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_ENDS_IN_A_LEVEL = re.compile(r"(?:(?<![小社])[区區]|[市县縣県州盟旗省都府町])\Z")
+# Of a house, a stair or a room: in the name of no county.
+_SIGN_OF_A_HOUSE = re.compile("[号號室弄幢栋棟]")
 _DASHES = re.compile(r"[\u2010-\u2015\u2212\u30fc]")
 
 
@@ -166,6 +178,30 @@ def birth_year_from(birthday: str | None) -> int:
         return 0
     year = int(birthday[: len("YYYY")])
     return year - year % 5
+
+
+def city_to_tell(city: str | None) -> str:
+    """The city of a file if it looks like a city's name and nothing more; else empty, not known: what may be told outside of the file.
+
+    The field is free text, and people put addresses, names and phones into it, which events must not carry. So no digit of any script,
+    no comma, nothing as long as an address. Chinese is written without spaces: a space there parts a place from a person; and what is
+    longer than a bare name has to end in a level such as 市 or 县, for else it may end in a person. Somebody's name alone looks like
+    a city's: only a list of all the world's cities would tell them apart.
+    """
+    text = city or ""
+    kinds = {unicodedata.category(each)[0] for each in text if each not in " .'’-·"}
+    if len(text) > LONGEST_CITY or "L" not in kinds or kinds - {"L", "M"}:
+        return ""
+    if not _HAN.search(text):
+        return text if len(text.split()) <= MOST_CITY_WORDS else ""
+    looks_so = (
+        " " not in text
+        and len(text) <= LONGEST_HAN_CITY
+        and (len(text) <= LONGEST_BARE_HAN_CITY or _ENDS_IN_A_LEVEL.search(text))
+        and not _SIGN_OF_A_HOUSE.search(text)
+        and sum(each.isnumeric() for each in text) <= MOST_HAN_NUMERALS
+    )
+    return text if looks_so else ""
 
 
 def birthday_key(birthday: str) -> str:
