@@ -151,6 +151,15 @@ class Ledgers(RuleBasedStateMachine):
         for lot, _ in self.lots:
             assert (remaining[lot.lot_id], expired[lot.lot_id]) == (lot.remaining, lot.expired)
 
+    @invariant()
+    def no_lapse_is_dated_before_its_points_came(self) -> None:
+        came: dict[str | None, datetime] = {}
+        for entry in self.wallet.entries:
+            if entry.kind == "expire":
+                assert entry.at >= came[entry.lot_id]
+            elif entry.points > 0:
+                came[entry.lot_id] = entry.at
+
 
 TestLedgers = Ledgers.TestCase
 TestLedgers.settings = settings(max_examples=150, stateful_step_count=50)
@@ -250,6 +259,41 @@ def test_the_instant_of_expiry_is_the_first_without_the_points() -> None:
     assert wallet.balance == 10
     wallet.settle(NOW + DAY)
     assert wallet.balance == 0
+
+
+def lapses(wallet: Wallet) -> list[tuple[datetime, int, datetime | None]]:
+    """When how many points lapsed, and the expiry that their lot had then."""
+    return [(entry.at, -entry.points, entry.expires_at) for entry in wallet.entries if entry.kind == "expire"]
+
+
+def test_points_lapse_at_their_expiry_whenever_it_is_entered() -> None:
+    wallet, _ = wallet_with((10, AT_ONCE, DAY))
+    wallet.settle(NOW + 5 * DAY)
+    assert lapses(wallet) == [(NOW + DAY, 10, NOW + DAY)]
+
+
+def test_points_of_a_sale_recorded_after_their_expiry_lapse_when_they_are_earned() -> None:
+    wallet, (lot,) = wallet_with((10, -700 * DAY, -300 * DAY))
+    assert lapses(wallet) == [(NOW, 10, NOW - 300 * DAY)]
+    assert [(entry.sequence, entry.kind, entry.balance) for entry in wallet.entries] == [(1, "earn", 10), (2, "expire", 0)]
+    assert (lot.expired, lot.expires_at, wallet.expiries) == (10, NOW - 300 * DAY, {})
+
+
+def test_pending_points_released_after_their_expiry_lapse_when_they_are_released() -> None:
+    wallet, _ = wallet_with((10, 3 * DAY, -DAY))
+    wallet.settle(NOW + 9 * DAY)
+    assert lapses(wallet) == [(NOW + 3 * DAY, 10, NOW - DAY)]
+
+
+@pytest.mark.parametrize("grace", [30 * DAY, AT_ONCE])
+def test_points_returned_after_their_lots_expiry_lapse_when_their_grace_is_over(grace: timedelta) -> None:
+    wallet, _ = wallet_with((10, AT_ONCE, DAY))
+    given = wallet.debit(6, "spend", Cause(NOW))
+    later = NOW + 5 * DAY
+    wallet.settle(later)
+    wallet.give_back(6, given, grace, Cause(later))
+    wallet.settle(later + 99 * DAY)
+    assert lapses(wallet) == [(NOW + DAY, 4, NOW + DAY), (later + grace, 6, later + grace)]
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  # the strategy adds UTC

@@ -207,6 +207,18 @@ async def test_a_late_upload_earns_by_its_day_and_what_has_lapsed_counts_as_take
     assert await chain.differences() == []
 
 
+async def test_points_of_a_late_upload_that_lapsed_long_ago_leave_no_day_with_fewer_than_none(chain: Chain) -> None:
+    member = await chain.member()
+    await chain.do(chain.sale(member, ["100.00"], sold_at=chain.clock.now() - timedelta(days=1000)))
+    rows = await chain.rows("SELECT kind, at, points, expires_at FROM points_entries WHERE member_id = $1 ORDER BY sequence", member)
+    assert [tuple(row)[:3] for row in rows] == [("earn", chain.clock.now(), 100), ("expire", chain.clock.now(), -100)]
+    assert rows[1]["expires_at"] < chain.clock.now() - timedelta(days=200)
+    (payload,) = await chain.rows("SELECT payload FROM outbox WHERE type LIKE '%PointsMoved' AND key = $1", member)
+    moves = points_pb.PointsMoved.FromString(payload[0]).moves
+    assert [(move.kind, move.day) for move in moves] == [("earn", "2026-11-21"), ("expire", "2026-11-21")]
+    assert await chain.differences() == []
+
+
 async def test_a_clock_that_goes_back_does_no_harm(chain: Chain) -> None:
     member = await chain.member()
     first = await chain.do(chain.sale(member, ["100.00"]))

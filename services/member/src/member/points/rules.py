@@ -146,7 +146,10 @@ class Wallet:
         return self.balance + self.pending + points <= MOST_POINTS
 
     def settle(self, now: datetime) -> None:
-        """Enters what time did: lots that matured become spendable, then lots that expired lapse, each at its own instant."""
+        """Enters what time did: lots that matured become spendable, then lots that expired lapse, each at its own instant.
+
+        No lapse is dated before the entry by which its points came.
+        """
         if not self.is_due(now):
             return
         for lot in sorted(self.lots.values(), key=lambda lot: (lot.available_at, lot.lot_id)):
@@ -154,7 +157,9 @@ class Wallet:
                 self._mature(lot)
         for lot in sorted(self.lots.values(), key=lambda lot: lot.spend_order):
             if lot.matured and lot.remaining and lot.has_expired(now):
-                self._expire(lot)
+                # What was earned after its expiry has lapsed already, and what was returned after it got a later one: only pending
+                # points can have come after it.
+                self._expire(lot, lot.available_at)
 
     def earn(self, points: int, *, available_at: datetime, expires_at: datetime | None, source_kind: str, cause: Cause) -> Lot:
         """Grants points as a new lot; they pay debt first, wait if they are pending, and lapse if their time is over already."""
@@ -177,7 +182,7 @@ class Wallet:
             self._enter(kind, cause, lot=lot, points=points)
             self._pay_debt(lot, points, cause)
             if lot.remaining and lot.has_expired(cause.at):
-                self._expire(lot)
+                self._expire(lot, cause.at)
         else:
             self._add_pending(lot, points)
             self._enter(kind, cause, lot=lot, pending=points)
@@ -285,14 +290,18 @@ class Wallet:
             self._enter("mature", cause, lot=lot, points=points, pending=-points)
             self._pay_debt(lot, points, cause)
 
-    def _expire(self, lot: Lot) -> None:
+    def _expire(self, lot: Lot, came_at: datetime) -> None:
+        """Enters the lapse at the lot's expiry, or at `came_at` if its points came after that, as those of a sale recorded late.
+
+        Dated before they came, it would leave the days between with fewer points than none.
+        """
         points = lot.remaining
         expires_at = lot.expires_at
         assert expires_at is not None  # noqa: S101 - has_expired() was asked before
         self._add_spendable(lot, -points)
         lot.remaining = 0
         lot.expired += points
-        self._enter("expire", Cause(at=expires_at), lot=lot, points=-points, expired=points)
+        self._enter("expire", Cause(at=max(expires_at, came_at)), lot=lot, points=-points, expired=points)
 
     def _pay_debt(self, lot: Lot, credited: int, cause: Cause) -> None:
         payment = min(self.debt, credited)
