@@ -1,13 +1,14 @@
 """A small chain's facts: as the events that tell them, and as plain lists over which figures are reckoned the slow, obvious way."""
 
 import random
+from calendar import isleap, monthrange
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -71,6 +72,9 @@ class Joined:
     programme: str
     day: date
     tier: str = ""
+
+
+Dated = TypeVar("Dated", Trade, Move, Joined)
 
 
 @dataclass
@@ -238,6 +242,50 @@ def random_story(seed: int, first: date, days: int, *, currencies: Sequence[str]
     # The last of them has no file yet: events of two topics come in any order.
     story.members = [Joined(member, draw.choice(["demo", "vip"]), day(), draw.choice(["gold", "silver", ""])) for member in people[:-1]]
     return story
+
+
+# --- Comparison, from its definition in words --------------------------------------------------------------------------------------
+
+
+def counterparts(from_day: date, to_day: date, compare: str, *, by_week: bool = False) -> dict[date, date]:
+    """Every day of the period before, in order, with the day of the period asked for that it counts on."""
+    asked = [from_day + timedelta(days=number) for number in range((to_day - from_day).days)]
+    if compare == "previous_year" and by_week:
+        return {day - timedelta(weeks=52): day for day in asked}
+    if compare == "previous_year":
+        found = {}
+        # A period that begins on 29 February begins a year before on the 28th.
+        if (from_day.month, from_day.day) == (2, 29):
+            found[date(from_day.year - 1, 2, 28)] = from_day
+        for day in asked:
+            if (day.month, day.day) != (2, 29):
+                found[day.replace(year=day.year - 1)] = day
+            if (day.month, day.day) == (2, 28) and isleap(day.year - 1) and not isleap(day.year):
+                found[date(day.year - 1, 2, 29)] = day
+        return found
+    if by_week or from_day.day != 1 or to_day.day != 1:
+        return {day - timedelta(days=len(asked)): day for day in asked}
+    found, months = {}, sorted({(day.year, day.month) for day in asked})
+    year, month = months[0]
+    for _ in months:
+        year, month = (year, month - 1) if month > 1 else (year - 1, 12)
+    for its_year, its_month in months:
+        last = monthrange(its_year, its_month)[1]
+        for number in range(1, monthrange(year, month)[1] + 1):
+            found[date(year, month, number)] = date(its_year, its_month, min(number, last))
+        year, month = (year, month + 1) if month < 12 else (year + 1, 1)
+    return found
+
+
+def told_as(story: Story, days: dict[date, date]) -> Story:
+    """The story as if it had happened on the counterparts; what was before the days stays before, what was after is left out."""
+    start = min(days)
+    before = min(days.values()) - timedelta(days=1)
+
+    def moved(facts: Iterable[Dated]) -> list[Dated]:
+        return [replace(each, day=days.get(each.day, before)) for each in facts if each.day in days or each.day < start]
+
+    return Story(moved(story.sales), moved(story.returns), moved(story.moves), moved(story.members))
 
 
 # --- The figures, from their definitions in words ---------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +16,7 @@ from reporting.clickhouse import ClickHouse
 from reporting.metrics.rules import DIMENSIONS, METRICS
 from reporting.queries.operations import Freshness, run_query
 from reporting.queries.rules import Asked, Filter, Sort
-from services.reporting.tests.story import Joined, Line, Model, Move, Story, Trade, random_story
+from services.reporting.tests.story import Joined, Line, Model, Move, Story, Trade, counterparts, random_story, told_as
 
 EVERYWHERE = Actor("test", frozenset({"admin"}), None)
 TIMES = {"day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m"}
@@ -168,6 +168,41 @@ async def test_a_comparison_is_the_figures_of_the_other_period(clickhouse: Click
     )
     answer = await ask(clickhouse, metrics, [by], from_day=window[0].isoformat(), to_day=window[1].isoformat(), compare=compare, limit=5000)
     assert_agrees(answer["compare_rows"], Model(story, *other), metrics, [by])
+
+
+@pytest.mark.parametrize(
+    "compare, first, end",
+    [
+        ("previous_year", date(2024, 2, 28), date(2024, 2, 29)),
+        ("previous_year", date(2024, 2, 21), date(2024, 2, 29)),
+        ("previous_year", date(2024, 2, 21), date(2024, 3, 5)),
+        ("previous_year", date(2024, 2, 29), date(2024, 3, 3)),
+        ("previous_year", date(2025, 2, 21), date(2025, 3, 1)),
+        ("previous_year", date(2025, 2, 28), date(2025, 3, 3)),
+        ("previous_period", date(2024, 2, 1), date(2024, 3, 1)),
+        ("previous_period", date(2024, 3, 1), date(2024, 4, 1)),
+        ("previous_period", date(2024, 2, 1), date(2024, 2, 29)),
+    ],
+)
+async def test_a_comparison_across_a_leap_day_or_months_of_other_lengths_is_the_models(
+    clickhouse: ClickHouse, compare: str, first: date, end: date
+) -> None:
+    days = counterparts(first, end, compare)
+    beginning = min(days) - timedelta(days=3)
+    story = random_story(1, beginning, len(days) + 6)
+    await story.tell(clickhouse)
+    model = Model(told_as(story, days), first, end)
+    given: dict[str, Any] = {"from_day": first.isoformat(), "to_day": end.isoformat(), "compare": compare, "limit": 5000}
+    for dimensions in (["day"], ["month", "store"], ["month"]):
+        # A day of the period that no day counts on has no row, though points are outstanding on it too.
+        metrics = [key for key, metric in METRICS.items() if not set(dimensions) & metric.not_by.keys() and key != "points_outstanding"]
+        answer = await ask(clickhouse, metrics, dimensions, **given)
+        assert_agrees(answer["compare_rows"], model, metrics, dimensions)
+    held = await ask(clickhouse, ["points_outstanding"], ["day"], **given)
+    expected = model.figure("points_outstanding", ["day"])
+    assert [tuple(row) for row in held["compare_rows"]] == [
+        (day.isoformat(), expected[day,]) for day in sorted(set(days.values())) if (day,) in expected
+    ]
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])

@@ -1,8 +1,9 @@
 """What may be asked: a refusal names the place and what is allowed; nothing is guessed."""
 
 import base64
+import itertools
 import json
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -23,7 +24,7 @@ from reporting.queries.rules import (
     decimal_text,
     shift_of,
 )
-from services.reporting.tests.story import NEVER
+from services.reporting.tests.story import NEVER, counterparts
 
 STORE = "01a2019c-3df7-7000-8508-6d75c89ca3e6"
 
@@ -110,13 +111,35 @@ def test_a_figure_without_meaning_for_a_dimension_is_refused_with_the_reason(met
         ({"from_day": "2026-06-01", "to_day": "2026-07-01", "dimensions": ("week",)}, Shift(days=30), ("2026-05-02", "2026-06-01")),
         ({"compare": "previous_year"}, Shift(months=12), ("2025-11-01", "2025-12-01")),
         ({"compare": "previous_year", "from_day": "2028-02-29", "to_day": "2028-03-02"}, Shift(months=12), ("2027-02-28", "2027-03-02")),
+        # 29 February has no counterpart a year before; 28 February has one, wherever the period ends.
+        ({"compare": "previous_year", "from_day": "2024-02-28", "to_day": "2024-02-29"}, Shift(months=12), ("2023-02-28", "2023-03-01")),
+        ({"compare": "previous_year", "from_day": "2024-02-01", "to_day": "2024-02-29"}, Shift(months=12), ("2023-02-01", "2023-03-01")),
+        ({"compare": "previous_year", "from_day": "2024-02-01", "to_day": "2024-03-01"}, Shift(months=12), ("2023-02-01", "2023-03-01")),
+        # 29 February counts on the 28th of the year after.
+        ({"compare": "previous_year", "from_day": "2025-02-28", "to_day": "2025-03-01"}, Shift(months=12), ("2024-02-28", "2024-03-01")),
         ({"compare": "previous_year", "dimensions": ("week",)}, Shift(days=364), ("2025-11-02", "2025-12-02")),
     ],
 )
 def test_a_comparison_goes_back_by_days_months_or_weeks(given: dict[str, Any], shift: Shift, period: tuple[str, str]) -> None:
     query = check_query(asked(**({"compare": "previous_period"} | given)))
     assert shift_of(query) == shift
-    assert (shift.back(query.from_day).isoformat(), shift.back(query.to_day).isoformat()) == period
+    assert (shift.back(query.from_day).isoformat(), shift.end_back(query.to_day).isoformat()) == period
+
+
+@pytest.mark.parametrize("dimensions", [(), ("week",)])
+@pytest.mark.parametrize("compare", ["previous_period", "previous_year"])
+def test_every_day_of_a_comparison_counts_on_the_day_that_the_words_say(compare: str, dimensions: tuple[str, ...]) -> None:
+    months = [date(year, month, 1) for year in (2023, 2024, 2025) for month in range(1, 13)]
+    beginnings = [start - timedelta(days=back) for start in months if start.month < 4 for back in range(4)]
+    lengths = [*range(1, 33), 60, 365, 366]
+    periods = [(start, start + timedelta(days=length)) for start in beginnings for length in lengths]
+    for first, end in periods + list(itertools.combinations(months[10:18], 2)):
+        given = {"from_day": first.isoformat(), "to_day": end.isoformat(), "dimensions": dimensions}
+        shift = shift_of(check_query(asked(compare=compare, **given)))
+        expected = counterparts(first, end, compare, by_week="week" in dimensions)
+        days = list(expected)
+        assert (shift.back(first), shift.end_back(end)) == (days[0], days[-1] + timedelta(days=1)), (first, end)
+        assert [max(shift.counterpart(day), first) for day in days] == list(expected.values()), (first, end)
 
 
 def test_months_are_added_within_the_month() -> None:

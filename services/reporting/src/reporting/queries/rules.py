@@ -6,7 +6,8 @@ dimensions; their buckets are put together and the metrics are worked out over t
 Comparison: every day of the period before has a counterpart in the period asked for, and its facts stand in the counterpart's bucket. So
 a compare row has the dimension values of the row it belongs to. `previous_period` goes back by as many days as the period has, or, when
 that is whole months and weeks are not asked for, by as many months; `previous_year` by twelve months, with weeks by 52 weeks. A day that
-the month of the counterpart does not have counts on that month's last day.
+the month of the counterpart does not have counts on that month's last day. A period that begins on 29 February is compared from 28 February
+on, which counts on its first day.
 """
 
 import base64
@@ -330,8 +331,14 @@ class Shift(NamedTuple):
         return add_months(day, self.months) + timedelta(days=self.days)
 
     def back(self, day: date) -> date:
-        """The other way, for the ends of the period."""
+        """The other way, for the first day of the period."""
         return add_months(day - timedelta(days=self.days), -self.months)
+
+    def end_back(self, end: date) -> date:
+        """The other way, for the day after the last of the period."""
+        # As it stands, 29 February would come to the 28th and leave that day out. The last day, one on, would leave out the 29th that also
+        # counts on a 28th.
+        return max(self.back(end), self.back(end - timedelta(days=1)) + timedelta(days=1))
 
     def counterpart_sql(self, day: str) -> str:
         """The counterpart of a column, within the period."""
@@ -409,7 +416,7 @@ class _Part:
 
     @property
     def to_day(self) -> date:
-        return self.shift.back(self.query.to_day)
+        return self.shift.end_back(self.query.to_day)
 
     @property
     def by_goods(self) -> bool:
@@ -494,9 +501,10 @@ def _parameters(part: _Part, prefix: str = "") -> dict[str, object]:
 def _bucket_ends(part: _Part) -> dict[tuple[date, ...], date]:
     """The last day of each bucket of time that has begun."""
     ends: dict[tuple[date, ...], date] = {}
-    day = part.from_day
-    while day < part.to_day:
-        counterpart = part.shift.counterpart(day)
+    day, end = part.from_day, part.to_day
+    while day < end:
+        # A day before the period has no bucket of its own there: see `counterpart_sql`.
+        counterpart = max(part.shift.counterpart(day), part.query.from_day)
         starts = {
             "day": counterpart,
             "week": counterpart - timedelta(days=counterpart.weekday()),
