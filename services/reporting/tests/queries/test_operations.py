@@ -303,6 +303,8 @@ async def test_a_key_of_some_stores_sees_only_theirs(clickhouse: ClickHouse) -> 
         with pytest.raises(Refusal) as refused:
             await ask(clickhouse, ["receipts", key], [], actor=scoped)
         assert (refused.value.status, refused.value.errors[0].pointer) == (403, "/metrics/1")
+        # A name stays as it is written, also where a sentence begins with it.
+        assert refused.value.detail.startswith(f"{key} is of all stores together")
 
 
 async def test_facts_that_come_again_count_once(clickhouse: ClickHouse, chain: Story) -> None:

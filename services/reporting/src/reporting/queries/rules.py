@@ -151,7 +151,7 @@ def check_scope(query: Query, stores: frozenset[str] | None) -> None:
         if metric.is_chain_wide
     ]
     if faults:
-        raise Refusal("all_stores_needed", 403, "Not allowed", f"{faults[0].detail[:1].upper()}{faults[0].detail[1:]}", faults)
+        raise Refusal("all_stores_needed", 403, "Not allowed", faults[0].detail, faults)
 
 
 def check_currencies(query: Query, least: str | None, greatest: str | None) -> str | None:
