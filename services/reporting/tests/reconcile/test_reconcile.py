@@ -255,6 +255,44 @@ async def test_the_call_passes_its_own_rights_on_and_answers_a_document(pair: Pa
             assert refused.code == code
 
 
+@pytest.mark.parametrize(
+    "asked, pointer, says",
+    [
+        ({"from_day": "0001-01-01"}, "/from", "between 1970-01-01 and 2200-01-01"),
+        ({"to_day": "9999-12-31"}, "/to", "between 1970-01-01 and 2200-01-01"),
+        ({"from_day": "1969-12-31", "to_day": "1970-01-01"}, "/from", "between 1970-01-01 and 2200-01-01"),
+        ({"from_day": "2026-02-30"}, "/from", "date that exists"),
+        ({"from_day": "2026-12-01", "to_day": "2026-11-01"}, "/to", "after `from`"),
+        ({"from_day": "2026-12-01", "to_day": "2026-12-01"}, "/to", "after `from`"),
+    ],
+)
+async def test_a_period_that_no_query_may_have_is_refused_by_its_place(
+    clickhouse: ClickHouse, bus_url: str, asked: dict[str, str], pointer: str, says: str
+) -> None:
+    """Nothing is asked of the ledger, which here is away."""
+    async with create_channel("127.0.0.1:9") as nowhere:
+        servicer = ReconcileServicer(clickhouse, lambda: connect(bus_settings(bus_url), client_name="test"), nowhere)
+        async with serving(partial(add_ReconcileServiceServicer_to_server, servicer)) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ReconcileServiceStub(channel).ReconcileFacts(
+                    pb.ReconcileFactsRequest(**asked), metadata=call_metadata(token("admin"))
+                )
+    refused = refusal_of(caught.value)
+    assert refused is not None
+    assert (refused.status, refused.code, [each.pointer for each in refused.errors]) == (400, "day_invalid", [pointer])
+    assert says in refused.errors[0].detail
+
+
+async def test_the_first_and_the_last_day_that_a_query_may_have_are_compared(pair: Pair) -> None:
+    servicer = ReconcileServicer(pair.clickhouse, pair.open_bus, pair.member)
+    pair.past.pass_time(timedelta(seconds=1))
+    async with serving(partial(add_ReconcileServiceServicer_to_server, servicer)) as channel:
+        for asked in ({"from_day": "1970-01-01", "to_day": "2200-01-01"}, {"to_day": "1970-01-01"}, {"from_day": "2200-01-01"}):
+            request = pb.ReconcileFactsRequest(**asked)
+            answer = await ReconcileServiceStub(channel).ReconcileFacts(request, metadata=call_metadata(token("admin")))
+            assert msgspec.json.decode(answer.body)["differences"] == []
+
+
 async def test_a_ledger_that_is_away_is_said_to_be(pair: Pair) -> None:
     async with create_channel("127.0.0.1:9") as nowhere:
         with pytest.raises(Refusal) as caught:

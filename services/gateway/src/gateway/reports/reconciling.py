@@ -83,7 +83,7 @@ _reconcile = Body(ReconcileReports)
 async def reconcile_reports(request: Request, services: GatewayServices, caller: AdminCaller) -> Response:
     """Names every figure that differs. Writes nothing; facts that are on their way are waited for, for some seconds.
 
-    503 `ledger_unavailable`: the member service is away.
+    400 `day_invalid`: days as a report query may have them, and at least one. 503 `ledger_unavailable`: the member service is away.
     """
     body = _reconcile.read(await Head.of(request.scope).json_body(request.receive, BODY_LIMIT))
     message = pb.ReconcileFactsRequest(from_day=body.from_ or "", to_day=body.to or "")

@@ -110,10 +110,9 @@ def check_query(asked: Asked) -> Query:
     if not asked.metrics:
         faults.append(FieldError("/metrics", "missing", "Name at least one metric."))
     _check_names("dimensions", asked.dimensions, DIMENSIONS, faults)
-    from_day, to_day = _day("/from", asked.from_day, faults), _day("/to", asked.to_day, faults)
-    if from_day and to_day and not from_day < to_day:
-        faults.append(FieldError("/to", "out_of_range", "Must be after `from`: `from` is included, `to` is not."))
-    elif from_day and to_day and (to_day - from_day).days > LONGEST_PERIOD_DAYS:
+    from_day, to_day = check_day("/from", asked.from_day, faults), check_day("/to", asked.to_day, faults)
+    check_order(from_day, to_day, faults)
+    if from_day and to_day and (to_day - from_day).days > LONGEST_PERIOD_DAYS:
         faults.append(FieldError("/to", "out_of_range", f"A query spans at most {LONGEST_PERIOD_DAYS} days."))
     if asked.compare and asked.compare not in COMPARISONS:
         faults.append(_unknown("/compare", asked.compare, COMPARISONS))
@@ -183,7 +182,8 @@ def _unknown(pointer: str, given: str, known: Iterable[str]) -> FieldError:
     return FieldError(pointer, "unknown_name", f"{given[:60]!r} is not known here; allowed: {', '.join(known)}.")
 
 
-def _day(pointer: str, text: str, faults: list[FieldError]) -> date | None:
+def check_day(pointer: str, text: str, faults: list[FieldError]) -> date | None:
+    """The day that a text says; None, with what is wrong added to `faults`, if it says none between `EARLIEST` and `LATEST`."""
     try:
         day = date.fromisoformat(text)
     except ValueError:
@@ -196,6 +196,12 @@ def _day(pointer: str, text: str, faults: list[FieldError]) -> date | None:
         faults.append(FieldError(pointer, "out_of_range", f"Must be between {EARLIEST} and {LATEST}."))
         return None
     return day
+
+
+def check_order(from_day: date | None, to_day: date | None, faults: list[FieldError]) -> None:
+    """Adds to `faults` that a period holds no day. One without a bound does."""
+    if from_day and to_day and not from_day < to_day:
+        faults.append(FieldError("/to", "out_of_range", "Must be after `from`: `from` is included, `to` is not."))
 
 
 def _check_filters(filters: tuple[Filter, ...], faults: list[FieldError]) -> None:

@@ -1,7 +1,6 @@
 """ReconcileService: protobuf in, operation, a JSON document out."""
 
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,6 +13,7 @@ from regulars.reporting.v1 import reconcile_service_pb2 as pb
 from regulars.reporting.v1.reconcile_service_pb2_grpc import ReconcileServiceServicer
 from reporting.access import away, require_admin
 from reporting.clickhouse import ClickHouse, ClickHouseUnavailable
+from reporting.queries.rules import check_day, check_order
 from reporting.reconcile.operations import Days, ask_member, reconcile
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -35,7 +35,7 @@ class ReconcileServicer(ReconcileServiceServicer):
             raise Refusal("all_stores_needed", 403, "Not allowed", "This needs a key for all stores.")
         metadata = dict(context.invocation_metadata() or ())
         token = str(metadata["authorization"]).removeprefix("Bearer ")
-        days = Days(_day(request.from_day, "/from"), _day(request.to_day, "/to"))
+        days = _days(request)
         try:
             found = await reconcile(self._clickhouse, self._bus_of, partial(ask_member, self._member, token), days)
         except ClickHouseUnavailable:
@@ -43,9 +43,13 @@ class ReconcileServicer(ReconcileServiceServicer):
         return pb.ReconcileFactsResponse(body=_encode(found))
 
 
-def _day(text: str, pointer: str) -> str:
-    try:
-        return date.fromisoformat(text).isoformat() if text else ""
-    except ValueError:
-        detail = "Send a day as YYYY-MM-DD."
-        raise Refusal("day_invalid", 400, "Day not valid", detail, [FieldError(pointer, "day_invalid", detail)]) from None
+def _days(request: pb.ReconcileFactsRequest) -> Days:
+    """The days asked for, each of which may be left out. Raises Refusal (400, day_invalid)."""
+    faults: list[FieldError] = []
+    from_day = check_day("/from", request.from_day, faults) if request.from_day else None
+    to_day = check_day("/to", request.to_day, faults) if request.to_day else None
+    # Of no day at all everything agrees, which would prove nothing.
+    check_order(from_day, to_day, faults)
+    if faults:
+        raise Refusal("day_invalid", 400, "Day not valid", "Correct what `errors` names.", faults)
+    return Days(request.from_day, request.to_day)
