@@ -84,6 +84,22 @@ def test_after_differences_it_says_what_to_do(behind: Json, hint: str, capsys: p
     assert capsys.readouterr().out.splitlines()[-1].startswith(hint)
 
 
+@pytest.mark.parametrize("to_day", ["2026-12-01", "2026-11-01"])
+def test_a_period_without_a_day_proves_nothing_and_is_not_asked_for(to_day: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reconcile_reports(RECONCILED, "--from", "2026-12-01", "--to", to_day) == (2, [])
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "--to must be after --from: it is the day after the last.\n")
+
+
+def test_a_refused_period_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    fault = {"pointer": "/from", "code": "out_of_range", "detail": "Must be between 1970-01-01 and 2200-01-01."}
+    problem = {"code": "day_invalid", "detail": "Correct what `errors` names.", "errors": [fault]}
+    gateway = FakeGateway(others={"POST /v1/reports:reconcile": [(400, problem)]})
+    with serving(gateway):
+        assert main(["reconcile", "--reports", "--url", gateway.url, "--key", KEY, "--from", "0001-01-01"]) == 1
+    assert capsys.readouterr().err.endswith("/from: Must be between 1970-01-01 and 2200-01-01. (400 day_invalid)\n")
+
+
 def test_days_are_of_reports_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reconcile", "--from", "2026-11-01"]) == 2
     assert capsys.readouterr().err == "--from and --to go with --reports: wallets are proven whole.\n"

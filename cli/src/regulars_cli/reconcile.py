@@ -30,9 +30,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """0: every figure is proven. 1: some differed (also when they were rebuilt), or the gateway could not be asked."""
+    """0: every figure is proven. 1: some differed (also when they were rebuilt), or the gateway refused or could not be asked.
+
+    2: the arguments are not as they should be.
+    """
     if not parsed.reports and (parsed.from_day or parsed.to_day):
         print("--from and --to go with --reports: wallets are proven whole.", file=sys.stderr)
+        return 2
+    if parsed.from_day and parsed.to_day and parsed.from_day >= parsed.to_day:
+        print("--to must be after --from: it is the day after the last.", file=sys.stderr)
         return 2
     try:
         allowed = access.find_access(parsed)
