@@ -1,9 +1,10 @@
 """Bodies are refused with a pointer and a sentence; a fingerprint tells a replay from a reuse."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
+from msgspec import Meta
 
 from gateway.bodies import END, SENTENCES, TIME_OF_DAY, Body, Fingerprints, field_error, operation_id_of
 from gateway.members.schemas import MemberChange
@@ -129,6 +130,32 @@ def test_every_pattern_ends_at_the_very_end_and_has_a_sentence() -> None:
 def test_every_fault_is_told_as_what_to_do(found: str, sentence: str) -> None:
     error = field_error(f"{found} - at `$.lines[0].sku`")
     assert (error.pointer, error.detail) == ("/lines/0/sku", sentence)
+
+
+class Chosen(msgspec.Struct):
+    """What is one of a few values, at several places."""
+
+    colour: Literal["red", "green"] | None = None
+    sizes: Annotated[list[Literal[1, 2, 3]], Meta(max_length=9)] = []
+    parts: list["Chosen"] = msgspec.field(default_factory=list, name="of")
+
+
+@pytest.mark.parametrize(
+    "body, pointer, sentence",
+    [
+        ({"colour": "blue"}, "/colour", "Must be green or red."),
+        ({"colour": ""}, "/colour", "Must be green or red."),
+        ({"sizes": [1, 4]}, "/sizes/1", "Must be 1 or 2 or 3."),
+        ({"of": [{}, {"colour": "blue"}]}, "/of/1/colour", "Must be green or red."),
+        ({"colour": "a - at `$.b`"}, "/colour", "Must be green or red."),
+        ({"colour": 1}, "/colour", "Must be text or null, not a whole number."),
+    ],
+)
+def test_what_is_none_of_a_few_values_is_told_which_there_are(body: object, pointer: str, sentence: str) -> None:
+    with pytest.raises(Refusal) as raised:
+        Body(Chosen).read(msgspec.json.encode(body), "/at")
+    (error,) = raised.value.errors
+    assert (error.pointer, error.detail) == (f"/at{pointer}", sentence)
 
 
 @pytest.mark.parametrize("country", ["cn", "CHN", "中国", "", "C1"])

@@ -31,6 +31,7 @@ async def test_it_is_for_admins(desk: Any, reporting: Any) -> None:
 async def test_another_source_is_refused(desk: Any, reporting: Any) -> None:
     answer = await desk.send("POST", START, admin=True, json={"source": "memory"})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "/source")
+    assert answer.json()["errors"][0]["detail"] == "Must be events or ledger."
     assert reporting.requests == []
 
 

@@ -6,11 +6,11 @@ newline; the OpenAPI document shows the plain `$`.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, UnsetType, inspect
 
 from gateway.problems import malformed, operation_id_missing
 from kit.problems import FieldError
@@ -79,7 +79,8 @@ Reason = Annotated[str, Meta(min_length=1, max_length=200, pattern=NOT_BLANK, ex
 _fits_operation_id = re.compile(OPERATION_ID).search
 _generic = msgspec.json.Decoder()
 _sorted = msgspec.json.Encoder(order="sorted")
-_AT = re.compile(r" - at `\$(.*)`$")
+# What was sent may stand before it, and look like it.
+_AT = re.compile(r" - at `\$([^`]*)`$")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _MISSING = re.compile(r"missing required field `(.*)`")
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
@@ -117,7 +118,7 @@ class Body(Generic[T]):
         try:
             value = self._decoder.decode(body)
         except msgspec.ValidationError as error:
-            raise malformed([field_error(str(error), at)]) from None
+            raise malformed([field_error(str(error), at, self.kind)]) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise malformed([FieldError(at, "invalid_json", _json_fault(error))]) from None
         # NUL is text in JSON and none in a database.
@@ -163,11 +164,13 @@ def escaped(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def field_error(sentence: str, at: str = "") -> FieldError:
-    """What msgspec found, with a JSON pointer, a code and a sentence to act on."""
+def field_error(sentence: str, at: str = "", kind: Any = Any) -> FieldError:  # noqa: ANN401  # whatever is a type to msgspec
+    """What msgspec found in a `kind`, with a JSON pointer, a code and a sentence to act on."""
+    steps: list[str] = []
     if place := _AT.search(sentence):
         sentence = sentence[: place.start()]
-        at += "".join("/" + (name or index) for name, index in _STEP.findall(place[1]))
+        steps = [name or index for name, index in _STEP.findall(place[1])]
+        at += "".join("/" + step for step in steps)
     if missing := _MISSING.search(sentence):
         return FieldError(f"{at}/{escaped(missing[1])}", "missing", "This field is required.")
     if unknown := _UNKNOWN.search(sentence):
@@ -179,8 +182,28 @@ def field_error(sentence: str, at: str = "") -> FieldError:
         return FieldError(at, "wrong_type", f"Must be {expected}, not {_TYPES.get(wrong[2], wrong[2])}.")
     if limit := _LIMIT.fullmatch(sentence):
         return FieldError(at, "out_of_range", _limit_sentence(*limit.groups()))
+    if sentence.startswith("Invalid enum value "):
+        choices = _choices(inspect.type_info(kind), steps)
+        return FieldError(at, "unknown_name", f"Must be {' or '.join(choices)}." if choices else "This value is not known here.")
     # What is left is a number that no field takes.
     return FieldError(at, "out_of_range", "The number is too large.")
+
+
+def _choices(kind: inspect.Type, steps: Sequence[str]) -> list[str]:
+    """What may stand at a place of a body, where that is one of a few values."""
+    match kind:
+        case inspect.Metadata():
+            return _choices(kind.type, steps)
+        case inspect.UnionType():
+            return [choice for each in kind.types for choice in _choices(each, steps)]
+        case inspect.StructType() if steps:
+            return [choice for each in kind.fields if each.encode_name == steps[0] for choice in _choices(each.type, steps[1:])]
+        case inspect.ListType() if steps:
+            return _choices(kind.item_type, steps[1:])
+        case inspect.LiteralType() if not steps:
+            return [str(value) for value in kind.values]
+        case _:
+            return []
 
 
 def _limit_sentence(kind: str, length: str | None, side: str, bound: str) -> str:
