@@ -158,6 +158,21 @@ def test_what_is_none_of_a_few_values_is_told_which_there_are(body: object, poin
     assert (error.pointer, error.detail) == (f"/at{pointer}", sentence)
 
 
+@pytest.mark.parametrize("text", [r"\ud800", r"\ud800 and much that follows", r"\udc00", r"\ud800\u0041", r"\ud83d\ud83d\ude00"])
+def test_half_of_a_character_is_said_to_be_that(text: str) -> None:
+    for body in (f'{{"currency": "{text}"}}', f'{{"{text}": 1}}', f'"{text}"'):
+        with pytest.raises(Refusal) as raised:
+            read_sale(body.encode())
+        assert "half of a character" in raised.value.errors[0].detail
+
+
+@pytest.mark.parametrize("end", ["", r"\ud83d", r"\ud83d\u", r"\ud83d\ud", r"\ud83d\ude0", r"\ud83d\ude00", r"\\ud800"])
+def test_what_is_cut_off_is_said_to_end_too_early(end: str) -> None:
+    with pytest.raises(Refusal) as raised:
+        read_sale(f'{{"currency": "{end}'.encode())
+    assert raised.value.errors[0].detail == "The body must be JSON: it ends too early."
+
+
 @pytest.mark.parametrize("country", ["cn", "CHN", "中国", "", "C1"])
 def test_a_country_is_two_capital_letters(country: str) -> None:
     with pytest.raises(Refusal) as raised:

@@ -79,6 +79,8 @@ Reason = Annotated[str, Meta(min_length=1, max_length=200, pattern=NOT_BLANK, ex
 _fits_operation_id = re.compile(OPERATION_ID).search
 _generic = msgspec.json.Decoder()
 _sorted = msgspec.json.Encoder(order="sorted")
+# An escape in text; the group is there when it is the first half of a character, and neither its second half nor the end follows.
+_ESCAPE = re.compile(rb"\\(?:(u[dD][89abAB][0-9a-fA-F]{2})(?!\\u[dD][c-fC-F]|\\?u?[dD]?\Z)|.)", re.DOTALL)
 # What was sent may stand before it, and look like it.
 _AT = re.compile(r" - at `\$([^`]*)`$")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
@@ -120,20 +122,24 @@ class Body(Generic[T]):
         except msgspec.ValidationError as error:
             raise malformed([field_error(str(error), at, self.kind)]) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise malformed([FieldError(at, "invalid_json", _json_fault(error))]) from None
+            raise malformed([FieldError(at, "invalid_json", _json_fault(error, body))]) from None
         # NUL is text in JSON and none in a database.
         if b"\\u0000" in body:
             refuse_nul(_generic.decode(body), at)
         return value
 
 
-def _json_fault(error: Exception) -> str:
+def _json_fault(error: Exception, body: bytes) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "The body must be JSON in UTF-8."
     if isinstance(error, RecursionError):
         return "The body is nested too deeply."
     fault = str(error).removeprefix("JSON is malformed: ")
-    return f"The body must be JSON: {'it ends too early' if fault == 'Input data was truncated' else fault}."
+    is_cut_off = fault == "Input data was truncated"
+    # msgspec looks for the other half further on, and may find the end first.
+    if "surrogate" in fault or (is_cut_off and any(each[1] for each in _ESCAPE.finditer(body))):
+        return "Text must be Unicode: an escape from \\ud800 to \\udfff, half of a character, stands without its other half."
+    return f"The body must be JSON: {'it ends too early' if is_cut_off else fault}."
 
 
 def refuse_nul(value: object, at: str) -> None:
