@@ -75,7 +75,7 @@ def test_every_difference_of_the_reports_is_named_with_how_late_they_were(capsys
 @pytest.mark.parametrize(
     "behind, hint",
     [
-        ({"unpublished": 0, "unread": 0}, "Nothing is on its way: `regulars reporting rebuild` makes the reports anew"),
+        ({"unpublished": 0, "unread": 0}, "Nothing is on its way: `regulars reporting rebuild --from-ledger` makes the reports anew"),
         ({"unpublished": 0, "unread": None}, "The bus did not answer, so the reports may only be late"),
     ],
 )

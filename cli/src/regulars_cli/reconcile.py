@@ -127,7 +127,11 @@ def _waiting(behind: Behind) -> str:
             f"The reports were behind: {behind.unpublished:,} events waited to be published and {behind.unread:,} to be taken in; compare"
             " again when `regulars bus lag` says 0."
         )
-    return "Nothing is on its way: `regulars reporting rebuild` makes the reports anew; keep these lines, for this should never be."
+    # From the ledger: the events on the bus may be what is wrong, or no longer all there.
+    return (
+        "Nothing is on its way: `regulars reporting rebuild --from-ledger` makes the reports anew; keep these lines, for this should never"
+        " be."
+    )
 
 
 def _day(text: str) -> str:
