@@ -14,14 +14,19 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from msgspec.structs import replace
 
+from kit.bus.consuming import MAX_OPEN_DEAD_LETTERS
+from kit.bus.dead_letters import DeadLetters
 from kit.bus.interface import Bus
+from kit.clock import SystemClock
 from kit.rpc import call_metadata, create_channel, is_serving
 from kit.tokens import TokenMinter
 from regulars.reporting.v1 import rebuild_service_pb2 as rebuild_pb
 from regulars.reporting.v1 import report_service_pb2 as report_pb
 from regulars.reporting.v1.rebuild_service_pb2_grpc import RebuildServiceStub
 from regulars.reporting.v1.report_service_pb2_grpc import ReportServiceStub
+from reporting.facts.consumers import GROUP
 from services.reporting.tests.events import sale
 from tests.bus.world import until
 
@@ -191,3 +196,29 @@ async def test_a_kill_during_a_rebuild_leaves_the_facts(environment: dict[str, s
                 return await client.rebuild_state() == "done"
 
             await until(is_done, "it is rebuilt")
+
+
+async def test_too_many_dead_letters_stop_the_facts_and_not_the_reports(environment: dict[str, str], tmp_path: Path, bus: Bus) -> None:
+    await bus.publish([sale()[1]])
+    letters = DeadLetters(bus, GROUP, SystemClock())
+
+    async def open_letters() -> int:
+        await letters.refresh()
+        return len(letters.open())
+
+    async def are_open() -> bool:
+        return await open_letters() == MAX_OPEN_DEAD_LETTERS
+
+    with process(environment, "all") as running:
+        async with client_of(environment, tmp_path) as client:
+            await shows(client, 1)
+            await bus.publish([replace(sale()[1], payload=b"\xff") for _ in range(MAX_OPEN_DEAD_LETTERS + 1)])
+            await until(are_open, "as many are open as may be")
+            await bus.publish([sale()[1]])
+            assert (await client.receipts(), running.poll()) == (1, None)
+            for letter in letters.open():
+                await letters.discard(letter.event_id, by="tester", reason="made up")
+            await shows(client, 2)
+            assert await open_letters() == 1
+        running.terminate()
+        assert "no facts come in until dead letters are replayed or discarded" in running.communicate()[1]

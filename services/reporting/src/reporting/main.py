@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 DATABASE_WAIT_SECONDS = 30
 DRAIN_SECONDS = 20
 BUS_PAUSE_SECONDS = 1.0
+DEAD_LETTERS_PAUSE_SECONDS = 5.0
 CLIENT_NAME = "regulars-reporting"
 
 
@@ -112,7 +113,7 @@ async def run(parts: Parts, storage: StorageSettings) -> None:
         handler = FactsHandler(clickhouse)
         tasks = []
         if parts.consume:
-            tasks.append(asyncio.create_task(_consume(clickhouse, handler, stopping)))
+            tasks.append(asyncio.create_task(_consume(clickhouse, handler, stopping, serves=parts.serve)))
         if parts.serve:
             tasks.append(asyncio.create_task(_serve(clickhouse, handler, stopping, alone=not storage.clickhouse_url)))
         try:
@@ -174,7 +175,7 @@ async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asynci
         await server.stop(DRAIN_SECONDS)
 
 
-async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyncio.Event) -> None:
+async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyncio.Event, *, serves: bool) -> None:
     settings, is_away = load(BusSettings), False
     while not stopping.is_set():
         try:
@@ -197,10 +198,18 @@ async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyn
             if not is_away:
                 log.warning("the bus is away; no facts come in until it is back")
             is_away = True
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), BUS_PAUSE_SECONDS)
+            await _rest(stopping, BUS_PAUSE_SECONDS)
         except TooManyDeadLetters as stopped:
-            raise CannotStart(str(stopped)) from None
+            if not serves:
+                raise CannotStart(str(stopped)) from None
+            # Reports can still be had, of what was taken in before.
+            log.warning("no facts come in until dead letters are replayed or discarded", extra={"group": GROUP})
+            await _rest(stopping, DEAD_LETTERS_PAUSE_SECONDS)
+
+
+async def _rest(stopping: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)
 
 
 async def _warn_of_lost_facts(clickhouse: ClickHouse, bus: Bus) -> None:
