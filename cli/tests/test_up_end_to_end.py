@@ -133,4 +133,11 @@ def test_events_go_over_a_local_kafka_where_it_is_asked_for(reachable_path: Path
         process.send_signal(signal.SIGINT)
         lines_until(process, "^Stopped")
         assert process.wait() == 0
+
+    with running(var, port) as process:
+        printed = lines_until(process, "^curl ")
+        assert printed[printed.index("Events go over PostgreSQL.") + 1].startswith("They went another way at the last start.")
+        process.send_signal(signal.SIGINT)
+        lines_until(process, "^Stopped")
+        assert process.wait() == 0
     assert "member.sale.v1" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kit.clock import SystemClock
 from kit.ids import uuid7
@@ -167,10 +168,15 @@ def _announce(installation: Installation, topology: Topology, seeded: Mapping[st
     content["bus"] = {"BUS_URL": topology.bus_url} | {name: value for name, value in os.environ.items() if name.startswith("KAFKA_")}
     # Of every database this folder was started with: who goes back to one finds its keys still good.
     keys = {seeded["database"]: {name: seeded[name] for name in ("till_key", "admin_key")}}
-    installation.write_up(content | {"keys": installation.read_up().get("keys", {}) | keys})
+    before = installation.read_up()
+    installation.write_up(content | {"keys": before.get("keys", {}) | keys})
     say("")
     say(f"Regulars is ready at {topology.url} (pages at {topology.url}/docs). Ctrl-C or `make down` stops it.")
     say(f"Events go over {f'Kafka at {topology.kafka}' if topology.kafka else 'PostgreSQL'}.")
+    bus_before = before.get("bus", {}).get("BUS_URL")
+    if bus_before and urlsplit(bus_before).scheme != urlsplit(topology.bus_url).scheme:
+        say("They went another way at the last start. What had not come into the reports by then is brought into them by")
+        say("`regulars reporting rebuild --from-ledger`.")
     if seeded["new"]:
         say(f"  till key   {seeded['till_key']}")
         say(f"  admin key  {seeded['admin_key']}")

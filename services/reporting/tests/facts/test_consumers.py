@@ -195,10 +195,16 @@ async def test_clickhouse_away_is_waited_for(clickhouse: ClickHouse, bus: Bus, m
     assert await one(clickhouse, "SELECT count() FROM sales") == 3
 
 
-async def test_a_type_that_is_not_known_is_kept_whole(clickhouse: ClickHouse, bus: Bus) -> None:
+async def test_a_type_that_is_not_known_is_kept_whole_and_said_once(
+    clickhouse: ClickHouse, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
     odd = Event(uuid7(), SALES_TOPIC, MEMBER, "regulars.member.v9.GiftWrapped", b"\x00\xff whole", "", AT)
     await bus.publish([odd, sale()[1], odd])
-    await consume_all(bus, FactsHandler(clickhouse))
+    handler = FactsHandler(clickhouse)
+    await consume_all(bus, handler)
+    await handler([message async for messages in bus.read(SALES_TOPIC) for message in messages])
+    (said,) = [record for record in caplog.records if "does not know" in record.msg]
+    assert vars(said)["types"] == [odd.type]
     kept = await clickhouse.query("SELECT type, topic, toString(event_id), key, hex(payload) FROM unknown_events")
     assert kept == [(odd.type, SALES_TOPIC, odd.event_id, MEMBER, odd.payload.hex().upper())]
     assert await one(clickhouse, "SELECT count() FROM sales") == 1

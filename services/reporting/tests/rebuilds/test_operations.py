@@ -16,6 +16,7 @@ from kit.problems import Refusal
 from reporting.clickhouse import ClickHouse
 from reporting.facts.columns import REBUILT
 from reporting.facts.consumers import FactsHandler
+from reporting.facts.operations import insert_facts
 from reporting.facts.rules import Fact, unix_us
 from reporting.rebuilds import operations
 from reporting.rebuilds.ledger import Rights
@@ -168,6 +169,21 @@ async def test_the_ledger_is_taken_where_events_are_trimmed(clickhouse: ClickHou
     assert (refused.value.status, refused.value.code) == (422, "events_trimmed")
     assert (await rebuilt(rebuilder, "")).source == "ledger"
     assert await one(clickhouse, "SELECT count() FROM sales") == 40
+
+
+async def test_the_ledger_is_taken_where_the_bus_is_another_than_the_facts_came_over(
+    clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder
+) -> None:
+    """From PostgreSQL to Kafka, or a bus that was lost and made anew: it begins at its first event, and has few of them."""
+    events = a_history()
+    await insert_facts(clickhouse, [fact(event) for event in events])
+    before = await contents(clickhouse)
+    assert (await rebuilt(make(ledger_of(events)))).source == "ledger"
+    await bus.publish(events[-10:])
+    assert (await rebuilt(make(ledger_of(events)))).source == "ledger"
+    assert await contents(clickhouse) == before
+    await bus.publish(events[:-10])
+    assert (await rebuilt(make())).source == "events"
 
 
 async def test_old_facts_are_served_and_new_ones_taken_meanwhile(clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder) -> None:

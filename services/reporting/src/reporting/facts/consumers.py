@@ -12,12 +12,13 @@ from kit.bus.interface import Message
 from kit.telemetry import TraceContext, request_context
 from reporting.clickhouse import ClickHouse, ClickHouseUnavailable
 from reporting.facts.operations import insert_facts
-from reporting.facts.rules import EventInvalid, Fact, invalid_among, unix_us
+from reporting.facts.rules import KNOWN_TYPES, EventInvalid, Fact, invalid_among, unix_us
 
 log = logging.getLogger(__name__)
 
 GROUP = "reporting"
-TOPICS = ("member.sale.v1", "member.points.v1", "member.member.v1")
+SALES_TOPIC = "member.sale.v1"
+TOPICS = (SALES_TOPIC, "member.points.v1", "member.member.v1")
 # A batch is what came in this time: many small inserts cost more than few large ones, and whoever looks at a report waits no longer.
 GATHER_SECONDS = 0.3
 MAX_MESSAGES = 10_000
@@ -34,6 +35,7 @@ class FactsHandler:
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
         self._turn = asyncio.Lock()
+        self._told_of: frozenset[str] = KNOWN_TYPES
 
     def held(self) -> AbstractAsyncContextManager[None]:
         """Inside of the block no facts are inserted; what comes meanwhile waits."""
@@ -44,6 +46,9 @@ class FactsHandler:
         try:
             async with self._turn:
                 await insert_facts(self._clickhouse, facts)
+            if unknown := {fact.type for fact in facts} - self._told_of:
+                self._told_of |= unknown
+                log.warning("events of types that this release does not know are kept", extra={"types": sorted(unknown)})
             if log.isEnabledFor(logging.DEBUG):
                 _tell_each(messages)
         except EventInvalid:

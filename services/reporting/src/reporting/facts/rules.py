@@ -332,3 +332,6 @@ _KNOWN: dict[str, tuple[type[Any], Callable[[Rows, Sequence[Any], list[int]], No
         (members_pb.MemberChanged, _members),
     )
 }
+
+# Full names of the messages that facts are made of.
+KNOWN_TYPES = frozenset(_KNOWN)

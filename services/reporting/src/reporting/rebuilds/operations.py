@@ -26,7 +26,7 @@ from kit.ids import uuid7
 from kit.problems import Refusal
 from reporting.clickhouse import ClickHouse, ClickHouseUnavailable
 from reporting.facts.columns import REBUILT
-from reporting.facts.consumers import TOPICS, FactsHandler, fact_of
+from reporting.facts.consumers import SALES_TOPIC, TOPICS, FactsHandler, fact_of
 from reporting.facts.operations import insert_blocks
 from reporting.facts.rules import EventInvalid, Fact, blocks_of, instant, invalid_among, unix_us
 from reporting.rebuilds.ledger import LedgerUnavailable, Rights
@@ -118,7 +118,7 @@ class Rebuilder:
             await self._recover()
 
     async def start(self, source: str, started_by: str, token: str) -> Rebuild:
-        """Begins a rebuild from `source`; empty: from the events, if the bus has them all.
+        """Begins a rebuild from `source`; empty: from the events, if the bus has them all, as far as can be seen.
 
         Raises:
             Refusal: 409 one is under way; 422 `events_trimmed`; 503 the bus is away.
@@ -201,10 +201,16 @@ class Rebuilder:
         if source == EVENTS and not is_whole:
             detail = "The bus no longer retains the oldest events: rebuild from the ledger."
             raise Refusal("events_trimmed", 422, "Events are no longer there", detail)
-        if source == EVENTS or (not source and is_whole):
+        if source == EVENTS or (is_whole and not source and await self._holds_all_sales(first, following)):
             return EVENTS, sum(following.values()), first
         # What is published after this is read from the bus; what was before it is in the ledger.
         return LEDGER, None, following
+
+    async def _holds_all_sales(self, first: Offsets, following: Offsets) -> bool:
+        """Whether there are events for all sales and returns in the facts: a bus may be another one than they came over, or made anew."""
+        ((facts,),) = await self._clickhouse.query("SELECT (SELECT count() FROM sales) + (SELECT count() FROM returns)")
+        events = sum(following[source] - first[source] for source in following if source.topic == SALES_TOPIC)
+        return events >= int(facts)
 
     async def _run(self, job: _Job) -> None:
         about = {"rebuild_id": job.rebuild.id, "source": job.rebuild.source}
