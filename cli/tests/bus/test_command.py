@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kit.bus.dead_letters import DeadLetters
 from kit.bus.interface import Message, TopicPartition, TopicSpec
@@ -119,6 +120,14 @@ def test_the_lag_of_a_group_is_what_it_has_not_committed(bus_url: str, capsys: p
     ]
     assert main(["bus", "lag"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "reporting is 3 messages behind."
+
+    async def lay_down(bus: PostgresBus) -> None:
+        await bus.set_offsets("reporting", {TopicPartition(LETTERS, 0): 0})
+        await bus.publish([replace(an_event(number), topic=LETTERS) for number in range(4)])
+
+    on_bus(bus_url, lay_down)
+    (group,) = answered(capsys, "lag", "reporting")
+    assert (group["behind"], [part["behind"] for part in group["partitions"]]) == (3, [4, 3]), "its dead letters are no events to handle"
     assert refused(capsys, "lag", "nobody") == "No group nobody ever read. Groups that did: reporting."
 
 

@@ -198,7 +198,8 @@ async def test_a_replayed_dead_letter_has_its_effect_once_and_who_did_it_is_kept
     }
 
 
-async def test_a_replayed_event_that_is_still_poison_is_a_dead_letter_again(world: World) -> None:
+async def test_a_replayed_event_that_is_still_poison_is_a_dead_letter_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     topic, group = await world.new_topic(), world.new_group()
     (event,) = await world.publish(topic, new_keys(1))
     letters = DeadLetters(world.bus, group, SystemClock())
@@ -208,6 +209,8 @@ async def test_a_replayed_event_that_is_still_poison_is_a_dead_letter_again(worl
         await until_open(letters, 1)
         await world.until_lag_is_none(group)
     assert [status for status, _ in letters.all()[event.event_id].decisions] == ["replayed"]
+    (said,) = [record for record in caplog.records if record.msg == "a dead letter was replayed"]
+    assert vars(said)["is_open_again"] is True
     assert await world.effects(group) == []
 
 

@@ -8,13 +8,13 @@ import asyncio
 import getpass
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from kit.bus.connecting import connect
 from kit.bus.dead_letters import DeadLetters, Letter, NoSuchDeadLetter
-from kit.bus.interface import Bus, BusUnavailable, TopicUnknown
+from kit.bus.interface import Bus, BusUnavailable, PartitionLag, TopicUnknown
 from kit.bus.topics import dead_letters_topic
 from kit.clock import Clock, SystemClock
 from kit.settings import SettingsInvalid
@@ -135,7 +135,7 @@ async def _lag(bus: Bus, parsed: argparse.Namespace) -> None:
             [
                 {
                     "group": group,
-                    "behind": sum(lag.messages for lag in partitions),
+                    "behind": _behind(group, partitions),
                     "partitions": [
                         {
                             "topic": lag.source.topic,
@@ -173,7 +173,12 @@ async def _lag(bus: Bus, parsed: argparse.Namespace) -> None:
         ],
     )
     for group, partitions in lags.items():
-        print(f"{group} is {_messages(sum(lag.messages for lag in partitions))} behind.")
+        print(f"{group} is {_messages(_behind(group, partitions))} behind.")
+
+
+def _behind(group: str, partitions: Iterable[PartitionLag]) -> int:
+    """How many events it has yet to handle. Its own dead letters, which it reads too, are none."""
+    return sum(lag.messages for lag in partitions if lag.source.topic != dead_letters_topic(group))
 
 
 async def _list_letters(bus: Bus, parsed: argparse.Namespace) -> None:

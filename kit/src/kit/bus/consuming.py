@@ -247,6 +247,7 @@ class _Consumer:
             return None
         retry = await self._handle([known.letter.message()])
         if retry is None:
+            await self.until_it_answers(self.letters.refresh)
             about = {"group": self.letters.group, "event_id": decision.event_id}
             _log.info("a dead letter was replayed", extra=about | {"is_open_again": self.letters.is_open(decision.event_id)})
         return retry
