@@ -71,12 +71,23 @@ async def test_a_query_asks_what_its_body_says(desk: Any, reporting: Any) -> Non
         ({"from": "1 Nov"}, "/from"),
         ({"limit": 5001}, "/limit"),
         ({"to": 1}, "/to"),
+        ({"compare": ""}, "/compare"),
+        ({"compare": "last_year"}, "/compare"),
+        ({"sort": [{"field": "receipts", "order": ""}]}, "/sort/0/order"),
     ],
 )
 async def test_a_malformed_query_is_refused_at_the_edge(desk: Any, reporting: Any, change: dict[str, Any], pointer: str) -> None:
     answer = await desk.send("POST", "/v1/reports/query", admin=True, json=QUERY | change)
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, pointer)
     assert not reporting.requests
+
+
+@pytest.mark.parametrize("change, compare", [({}, ""), ({"compare": None}, ""), ({"compare": "previous_period"}, "previous_period")])
+async def test_a_comparison_is_named_or_left_out(desk: Any, reporting: Any, change: dict[str, Any], compare: str) -> None:
+    assert (await desk.send("POST", "/v1/reports/query", admin=True, json=QUERY | change)).status_code == 200
+    assert reporting.requests[0].compare == compare
+    refused = await desk.send("POST", "/v1/reports/query", admin=True, json=QUERY | {"compare": ""})
+    assert refused.json()["errors"][0]["detail"] == "Must be previous_period or previous_year."
 
 
 async def test_a_refusal_of_the_reporting_service_is_passed_on_whole(desk: Any, reporting: Any) -> None:

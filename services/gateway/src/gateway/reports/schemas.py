@@ -1,4 +1,4 @@
-"""Bodies of reports (报表). Which names there are, and what goes together, is judged by the reporting service."""
+"""Bodies of reports (报表). Which figures and dimensions there are, and what goes together, is judged by the reporting service."""
 
 from datetime import date, datetime
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,10 +24,10 @@ class ReportFilter(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ReportSort(msgspec.Struct, forbid_unknown_fields=True):
-    """By a column of the query; `order`: asc, desc. What has no figure comes last."""
+    """By a column of the query. What has no figure comes last."""
 
     field: Key
-    order: Text64 = "asc"
+    order: Literal["asc", "desc"] = "asc"
 
 
 class ReportQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,7 +51,8 @@ class ReportQuery(msgspec.Struct, forbid_unknown_fields=True):
     from_: Day = msgspec.field(name="from")
     to: Day
     dimensions: Annotated[list[Key], Meta(max_length=16)] = msgspec.field(default_factory=list)
-    compare: Text64 | None = None
+    # Judged here, since what the service takes for no comparison is an empty name.
+    compare: Literal["previous_period", "previous_year"] | None = None
     filters: Annotated[list[ReportFilter], Meta(max_length=20)] = msgspec.field(default_factory=list)
     sort: Annotated[list[ReportSort], Meta(max_length=48)] = msgspec.field(default_factory=list)
     limit: Annotated[int, Meta(ge=1, le=5000, description="Rows of a page")] = 500
