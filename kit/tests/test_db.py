@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import asyncpg
 import pytest
@@ -276,3 +277,17 @@ async def test_only_a_lost_connection_may_end_a_wait_that_nobody_waits_for(
     loop.create_future().set_exception(error)
     gc.collect()
     assert [record.levelname for record in caplog.records] == [level]
+
+
+@pytest.mark.parametrize("block", [reading, transaction])
+async def test_a_connection_whose_driver_is_confused_is_given_up(engine: AsyncEngine, block: Any) -> None:
+    """As when the server ends a session between two statements and the driver takes that for a fault of its own."""
+    confused = asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
+    assert may_retry(confused)
+    async with block(engine) as connection:
+        before = await raw(connection).fetchval("SELECT pg_backend_pid()")
+    with pytest.raises(ConnectionLost):
+        async with block(engine):
+            raise confused
+    async with block(engine) as connection:
+        assert await raw(connection).fetchval("SELECT pg_backend_pid()") != before

@@ -137,6 +137,7 @@ async def transaction(engine: AsyncEngine, *, snapshot: bool = False) -> AsyncIt
             async with block:
                 yield connection
         except Exception as error:
+            _give_up_what_is_confused(driver, error)
             if driver.is_closed():
                 raise ConnectionLost from error
             raise
@@ -158,9 +159,16 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         try:
             yield connection
         except Exception as error:
+            _give_up_what_is_confused(driver, error)
             if driver.is_closed():
                 raise ConnectionLost from error
             raise
+
+
+def _give_up_what_is_confused(driver: RawConnection, error: Exception) -> None:
+    """A server that ends a session between two statements may find the driver in a state that it then takes for a fault of its own."""
+    if isinstance(error, asyncpg.InternalClientError):
+        driver.terminate()
 
 
 def raw(connection: AsyncConnection) -> RawConnection:
@@ -183,6 +191,8 @@ def may_retry(error: BaseException) -> bool:
         return code in TRANSIENT_CODES or (code[:2] in TRANSIENT_CLASSES and code != STATEMENT_CANCELLED)
     # A server that goes down twice while a connection is had: driver and pool call it a misuse, in words alone.
     if isinstance(cause, asyncpg.InterfaceError | InvalidRequestError) and "closed" in str(cause):
+        return True
+    if isinstance(cause, asyncpg.InternalClientError):
         return True
     invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
     return invalidated or isinstance(cause, OSError | TimeoutError | PoolTimeout)

@@ -18,6 +18,7 @@ import pytest
 from kit.bus.interface import BusUnavailable, Message, PartitionsLost, Subscription, TopicPartition, TopicSpec
 from kit.bus.postgres import MIGRATIONS, PostgresBus
 from kit.bus.postgres import subscription as subscriptions
+from kit.bus.postgres.link import Link
 from kit.db import RawConnection, migrate
 from kit.ids import uuid7
 from kit.outbox import Event
@@ -550,3 +551,22 @@ async def test_a_cut_line_is_noticed_and_mends_itself(url: str, bus: PostgresBus
             assert found in ([1, 2, 3], [1, 2, 2, 3])
             with pytest.raises(PartitionsLost):
                 await far_reader.commit(following(batch))
+
+
+async def test_a_session_that_ends_as_it_is_prepared_is_one_that_is_away(url: str) -> None:
+    """The server's word may find the driver between two statements, which then takes it for a fault of its own."""
+    prepared = 0
+
+    async def prepare(_: RawConnection) -> None:
+        nonlocal prepared
+        prepared += 1
+        if prepared == 1:
+            raise asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
+
+    link = Link(url, "test", timeout_seconds=5, prepare=prepare)
+    with pytest.raises(BusUnavailable):
+        async with link.use("test"):
+            pass
+    async with link.use("test") as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+    await link.close()

@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 # What a database that is away raises.
-DATABASE_FAULTS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ConnectionLost)
+DATABASE_FAULTS = (
+    *(SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(OSError, TimeoutError, ConnectionLost),
+)
 
 
 @dataclass(slots=True)

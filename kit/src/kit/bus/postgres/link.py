@@ -72,7 +72,7 @@ class Link:
                 lost = connection is not None and connection.is_closed()
                 transient = lost or may_retry(error) or getattr(error, "sqlstate", None) in _ALSO_TRANSIENT
                 # Without an answer of the server it is not known what the connection is still busy with.
-                if lost or isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError):
+                if lost or isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | asyncpg.InternalClientError):
                     self._drop()
                 if transient and not isinstance(error, BusUnavailable):
                     raise BusUnavailable(f"PostgreSQL could not {what} ({type(error).__name__}).") from error
