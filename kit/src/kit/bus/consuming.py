@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from kit.bus.dead_letters import REPLAYED, DeadLetters, decision_in
 from kit.bus.interface import Bus, BusUnavailable, Message, PartitionsLost, Subscription, TopicPartition
 from kit.clock import Clock
 from kit.telemetry import TraceContext, request_context
+from kit.waiting import wait_at_most
 
 Handler = Callable[[Sequence[Message]], Awaitable[None]]
 
@@ -135,7 +136,7 @@ class _Consumer:
                 if not asked:
                     _log.warning("the bus is away; consuming waits", extra={"group": self.letters.group})
                 asked += 1
-                await self._rest(pause)
+                await wait_at_most(self.stop, pause)
                 if self.stop.is_set():
                     raise _Stopped from None
                 pause = min(pause * 2, LONGEST_OUTAGE_PAUSE_SECONDS)
@@ -143,10 +144,6 @@ class _Consumer:
                 if asked:
                     _log.info("the bus is back; consuming goes on", extra={"group": self.letters.group, "asked": asked})
                 return answer
-
-    async def _rest(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.stop.wait(), seconds)
 
     def _resume_due(self, subscription: Subscription) -> None:
         now = asyncio.get_running_loop().time()

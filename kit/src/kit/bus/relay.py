@@ -13,7 +13,6 @@ waited for; so nothing may rely on having seen all positions up to some number, 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -23,6 +22,7 @@ from kit.bus.interface import Bus, BusUnavailable, EventTooLarge, TopicUnknown
 from kit.clock import Clock
 from kit.db import RawConnection, advisory_key, connect, may_retry
 from kit.outbox import CHANNEL, Event
+from kit.waiting import wait_at_most
 
 RELAY_LOCK = advisory_key("kit.bus.relay")
 BATCH = 1_000
@@ -143,7 +143,7 @@ class Relay:
                     if self._published > published:
                         pause = FIRST_PAUSE_SECONDS
                     self._say_failing(error)
-                    await self._rest(pause)
+                    await wait_at_most(self._stop, pause)
                     pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
         finally:
             waker.cancel()
@@ -152,10 +152,6 @@ class Relay:
         await self._stop.wait()
         self._news.set()
 
-    async def _rest(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
-
     async def _take_turn(self) -> None:
         """Waits until the lock is to be had, then leads until it is asked to stop or something fails."""
         connection = await connect(self._url, application_name=self._name, settings=_SETTINGS)
@@ -163,7 +159,7 @@ class Relay:
             # Asked again and again: to wait for it in the server would hold a snapshot, and nothing removed could be cleaned away.
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
                 self._say_well()
-                await self._rest(STANDBY_SECONDS)
+                await wait_at_most(self._stop, STANDBY_SECONDS)
                 if self._stop.is_set():
                     return
             self._is_leading = True
@@ -199,9 +195,9 @@ class Relay:
             elif rows:
                 await self._publish(bus, rows)
                 done += taken
-                await self._rest(begun + LEAST_SECONDS_APART - clock())
+                await wait_at_most(self._stop, begun + LEAST_SECONDS_APART - clock())
             else:
-                await self._await_news()
+                await wait_at_most(self._news, POLL_SECONDS)
             if not ahead:
                 self._news.clear()
                 ahead = await outbox.exchange(done)
@@ -228,10 +224,6 @@ class Relay:
         await bus.publish([Event(*row[:_POSITION]) for row in rows])
         self._published += len(rows)
         self._say_well()
-
-    async def _await_news(self) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), POLL_SECONDS)
 
     def _note_oldest(self, rows: Rows) -> None:
         self._oldest = rows[0]["recorded_at"] if rows else None

@@ -27,6 +27,7 @@ from kit.bus.interface import Bus, BusUnavailable
 from kit.clock import SystemClock
 from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
+from kit.waiting import wait_at_most
 from reporting.clickhouse import (
     ClickHouse,
     ClickHouseUnavailable,
@@ -198,18 +199,13 @@ async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyn
             if not is_away:
                 log.warning("the bus is away; no facts come in until it is back")
             is_away = True
-            await _rest(stopping, BUS_PAUSE_SECONDS)
+            await wait_at_most(stopping, BUS_PAUSE_SECONDS)
         except TooManyDeadLetters as stopped:
             if not serves:
                 raise CannotStart(str(stopped)) from None
             # Reports can still be had, of what was taken in before.
             log.warning("no facts come in until dead letters are replayed or discarded", extra={"group": GROUP})
-            await _rest(stopping, DEAD_LETTERS_PAUSE_SECONDS)
-
-
-async def _rest(stopping: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stopping.wait(), seconds)
+            await wait_at_most(stopping, DEAD_LETTERS_PAUSE_SECONDS)
 
 
 async def _warn_of_lost_facts(clickhouse: ClickHouse, bus: Bus) -> None:
