@@ -137,8 +137,7 @@ async def transaction(engine: AsyncEngine, *, snapshot: bool = False) -> AsyncIt
             async with block:
                 yield connection
         except Exception as error:
-            _give_up_what_is_confused(driver, error)
-            if driver.is_closed():
+            if _is_lost(driver, error):
                 raise ConnectionLost from error
             raise
         finally:
@@ -159,16 +158,19 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         try:
             yield connection
         except Exception as error:
-            _give_up_what_is_confused(driver, error)
-            if driver.is_closed():
+            if _is_lost(driver, error):
                 raise ConnectionLost from error
             raise
 
 
-def _give_up_what_is_confused(driver: RawConnection, error: Exception) -> None:
-    """A server that ends a session between two statements may find the driver in a state that it then takes for a fault of its own."""
+def _is_lost(driver: RawConnection, error: Exception) -> bool:
+    """Whether the connection ended. One whose driver is confused is ended here, so that no one else is handed it.
+
+    A server that ends a session between two statements may find the driver in a state that it then takes for a fault of its own.
+    """
     if isinstance(error, asyncpg.InternalClientError):
         driver.terminate()
+    return driver.is_closed()
 
 
 def raw(connection: AsyncConnection) -> RawConnection:

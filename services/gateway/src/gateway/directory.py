@@ -28,9 +28,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 # What a database that is away raises.
 DATABASE_FAULTS = (
-    *(SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
-    *(OSError, TimeoutError, ConnectionLost),
-)
+    SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError, ConnectionLost,
+)  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -85,9 +85,9 @@ _OWNER = f"CASE WHEN s.is_guest THEN '{_NO_ID}' ELSE s.member_id::text END"
 _SALE_SAYS = ("s.sale_id", _OWNER, "s.programme_id", "s.channel", "s.staff_code", "s.net_minor", "s.points_earned")
 _LINE_SAYS = ("l.sale_id", "l.line_no", _OWNER, "s.channel", "s.staff_code", "l.sku", "l.category", "l.net_minor", "l.points_earned")
 _REVERSAL_LINE_SAYS = (
-    *("r.reversal_id", "line ->> 0", _OWNER, "s.channel", "s.staff_code", "g.sku", "g.category", "line ->> 2", "line ->> 3"),
-)
-_RETURN_LINE_SAYS = (*("s.return_id", "line ->> 0", _OWNER, "''", "''", "line ->> 1", "line ->> 3", "line ->> 6", "line ->> 6"),)
+    "r.reversal_id", "line ->> 0", _OWNER, "s.channel", "s.staff_code", "g.sku", "g.category", "line ->> 2", "line ->> 3",
+)  # fmt: skip
+_RETURN_LINE_SAYS = ("s.return_id", "line ->> 0", _OWNER, "''", "''", "line ->> 1", "line ->> 3", "line ->> 6", "line ->> 6")
 
 _SALES = f"""
 SELECT store_id::text, business_day, currency, count(*), sum(gross_minor)::bigint, sum(discount_minor)::bigint, sum(net_minor)::bigint,
