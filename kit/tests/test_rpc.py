@@ -1,5 +1,6 @@
 """Calls between services: who asks is verified, a refusal arrives whole, a fault says nothing of itself."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -126,3 +127,28 @@ async def test_health_needs_no_token_and_ends_with_the_server(minted: tuple[str,
         assert await is_serving(channel)
         await server.stop(0)
         assert not await is_serving(channel)
+
+
+async def test_calls_go_in_turn_to_all_that_a_name_stands_for_and_to_others_when_one_goes(minted: tuple[str, TokenVerifier]) -> None:
+    called: list[int] = []
+
+    def counting(number: int) -> Callable[[grpc.aio.Server], None]:
+        async def count(_request: bytes, _context: object) -> bytes:
+            called.append(number)
+            return b""
+
+        handler: Any = grpc.unary_unary_rpc_method_handler(count)
+        return lambda server: server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {"Group": handler}),))
+
+    servers = [Server(minted[1], [counting(number)], tokens_inside=["/test.Service/Group"]) for number in range(2)]
+    ports = [await server.start("127.0.0.1:0") for server in servers]
+    async with create_channel("ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)) as channel:
+        async with asyncio.timeout(10):
+            while set(called) != {0, 1}:
+                await call(channel, "Group")
+        await servers[0].stop(0)
+        called.clear()
+        for _ in range(20):
+            await call(channel, "Group")
+    await servers[1].stop(0)
+    assert called == [1] * 20

@@ -4,8 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import jwt
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from kit.clock import HeldClock
 from kit.tokens import LEEWAY, LIFETIME, RENEW_BEFORE, Actor, TokenInvalid, TokenMinter, TokenVerifier
@@ -90,3 +92,23 @@ def test_a_token_from_the_future_is_refused(both: tuple[TokenMinter, TokenVerifi
     clock.advance(-LEEWAY - timedelta(seconds=1))
     with pytest.raises(TokenInvalid):
         verifier.verify(token)
+
+
+def test_a_certificate_serves_as_the_public_key_also_after_it_expired(clock: HeldClock) -> None:
+    key = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "regulars")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - timedelta(days=2))
+        .not_valid_after(NOW - timedelta(days=1))
+        .sign(key, None)
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    token = TokenMinter(private, clock).mint("c1", ("till",), None)
+    assert TokenVerifier(certificate.public_bytes(Encoding.PEM), clock).verify(token).subject == "c1"
+    with pytest.raises(TokenInvalid):
+        TokenVerifier(key_pair()[1], clock).verify(token)

@@ -12,11 +12,13 @@ Only this module commits.
 
 import asyncio
 import hashlib
+import importlib.util
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -44,6 +46,7 @@ IDLE_IN_TRANSACTION = "30s"
 MIGRATION_LOCK_WAIT = "120s"
 MIGRATION_LOCK_TIMEOUT = "5s"
 MIGRATION_STATEMENT_TIMEOUT = "15min"
+MIGRATION_POLL_SECONDS = 0.5
 
 # SQLSTATE classes and codes after which the same transaction may be tried again as it is.
 # 08: the connection; 53: no room, on the disk too, which an operator mends while clients ask again; 57: the server goes or comes.
@@ -65,6 +68,14 @@ class DatabaseIsNewer(Exception):
         )
         self.revision = revision
         self.head = head
+
+
+class NotMigrated(Exception):
+    """The database is older than this release needs, or did not answer."""
+
+    def __init__(self, found: str | None, needed: str, reason: str) -> None:
+        state = f"does not answer ({reason})" if reason else f"is at revision {found or 'none'}"
+        super().__init__(f"The database {state}, and this release needs {needed}: run its migration, or see why that did not end.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +248,50 @@ async def current_revision(engine: AsyncEngine) -> str | None:
             return None
         found: str | None = await raw(connection).fetchval("SELECT version_num FROM alembic_version")
         return found
+
+
+def newest_revision(script_location: str) -> str:
+    """The revision that this release's code needs at least: the number that its newest migration begins with.
+
+    `script_location`: `package:folder`, as Alembic takes it.
+    """
+    package, folder = script_location.split(":")
+    home = importlib.util.find_spec(package)
+    places = home.submodule_search_locations if home is not None else None
+    if not places:
+        raise LookupError(f"There is no package {package}.")
+    return max(path.name[:4] for path in (Path(places[0]) / folder / "versions").glob("[0-9]*.py"))
+
+
+async def wait_until_migrated(url: str, script_location: str, wait_seconds: float) -> str:
+    """Returns the revision of the database once it is what this release needs, or newer.
+
+    For pods that start beside the migration. A server or a database that is not there yet is waited for too.
+
+    Raises:
+        NotMigrated: it was not in that time.
+    """
+    needed = newest_revision(script_location)
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + wait_seconds
+    found: str | None = None
+    engine = create_engine(url, 1)
+    try:
+        while True:
+            try:
+                found, reason = await current_revision(engine), ""
+            except Exception as error:
+                # 3D000: the database is made by whoever makes the server.
+                if not may_retry(error) and getattr(error, "sqlstate", None) != "3D000":
+                    raise
+                reason = type(error).__name__
+            if found is not None and found >= needed:
+                return found
+            if loop.time() >= give_up_at:
+                raise NotMigrated(found, needed, reason)
+            await asyncio.sleep(MIGRATION_POLL_SECONDS)
+    finally:
+        await engine.dispose()
 
 
 def advisory_key(name: str) -> int:

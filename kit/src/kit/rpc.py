@@ -4,6 +4,7 @@ A call carries the actor's internal token, the trace and the request id as metad
 `ErrorInfo` (its code) and `BadRequest` (its fields), and comes out on the other side as the same `Refusal`.
 """
 
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
@@ -32,6 +33,8 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
 ]
+
+_ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 _CODE_OF_STATUS = {
     400: code_pb2.INVALID_ARGUMENT,
@@ -88,7 +91,7 @@ class Server:
             ("grpc.so_reuseport", 0),
         ]
         if max_connection_age_seconds:
-            # Behind a plain TCP balancer, new replicas get work only as old connections end.
+            # Clients ask again who is there when a connection ends: so new replicas get work.
             options += [("grpc.max_connection_age_ms", max_connection_age_seconds * 1000), ("grpc.max_connection_age_grace_ms", 30_000)]
         self._server = grpc.aio.server(interceptors=[_Gate(verifier, frozenset(tokens_inside))], options=options)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # set at import, unknown to the stubs
@@ -212,10 +215,16 @@ def _refusal_in(status: status_pb2.Status) -> Refusal | None:
 
 
 def create_channel(address: str) -> grpc.aio.Channel:
-    """A channel that notices a dead peer, finds a restarted one within half a second, and leaves retries to its caller."""
+    """A channel that notices a dead peer, finds a restarted one within half a second, and leaves retries to its caller.
+
+    All that a name stands for (`dns:///…` of a headless service) are called in turn. A call that no server saw, because its connection
+    was just ending, goes to another one by itself; whatever a server may have begun is its caller's to repeat.
+    """
     options = [
         *_COMMON_OPTIONS,
-        ("grpc.enable_retries", 0),
+        ("grpc.service_config", _ROUND_ROBIN),
+        # A server that goes ends its connections; who came in its place is found at once.
+        ("grpc.dns_min_time_between_resolutions_ms", 500),
         ("grpc.enable_http_proxy", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),

@@ -20,6 +20,7 @@ RENEW_BEFORE = timedelta(minutes=1)
 # A verifier's clock may be behind or ahead of the minter's by this much.
 LEEWAY = timedelta(seconds=30)
 CACHED_TOKENS = 10_000
+CERTIFICATE_MARK = b"-----BEGIN CERTIFICATE-----"
 
 
 class TokenInvalid(Exception):
@@ -77,10 +78,10 @@ class TokenMinter:
 
 
 class TokenVerifier:
-    """Checks tokens with the public key (PEM, Ed25519). A token once checked is remembered until it expires."""
+    """Checks tokens with the public key (PEM, Ed25519; bare, or in a certificate). A token once checked is remembered until it expires."""
 
     def __init__(self, public_pem: bytes, clock: Clock | None = None) -> None:
-        key = load_pem_public_key(public_pem)
+        key = _public_key_in(public_pem)
         if not isinstance(key, Ed25519PublicKey):
             raise TypeError("The key of internal tokens must be an Ed25519 public key.")
         self._key = key
@@ -124,6 +125,16 @@ class TokenVerifier:
         if not isinstance(issued, int) or not isinstance(expires, int) or issued > now + LEEWAY.seconds:
             raise TokenInvalid("The token's times are not valid.")
         return expires, actor
+
+
+def _public_key_in(pem: bytes) -> object:
+    """The key itself, of whatever kind. A certificate is only its wrapping here: who issued it, and until when, is not asked."""
+    if CERTIFICATE_MARK in pem:
+        # Loaded by those who have one.
+        from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415
+
+        return load_pem_x509_certificate(pem).public_key()
+    return load_pem_public_key(pem)
 
 
 def _key_id(key: Ed25519PublicKey) -> str:

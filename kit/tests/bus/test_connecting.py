@@ -53,8 +53,13 @@ def run(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_the_command_prepares_an_empty_database_and_does_no_harm_again(make_database: Callable[..., str], tmp_path: Path) -> None:
     url, file = make_database(), tmp_path / "topics.yaml"
     file.write_text(TOPICS.format(partitions=4))
+    early = run(url, "await-ready", str(file), "--seconds", "0")
+    assert (early.returncode, early.stderr.partition(",")[0]) == (1, "The database is at revision none")
+    assert run(url, "migrate").returncode == 0
+    early = run(url, "await-ready", str(file), "--seconds", "0")
+    assert (early.returncode, early.stderr.partition(":")[0]) == (1, "The bus lacks member.sale.v1, dead-letters.reporting.v1")
     for _ in range(2):
-        for arguments in (("migrate",), ("create-topics", str(file))):
+        for arguments in (("migrate",), ("create-topics", str(file)), ("await-ready", str(file), "--seconds", "0")):
             done = run(url, *arguments)
             assert done.returncode == 0, done.stderr
 

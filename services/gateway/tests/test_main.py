@@ -63,6 +63,17 @@ def test_a_folder_with_other_keys_revokes_no_api_key(
     assert "are not the ones this database was written with" in captured.err
 
 
+@pytest.mark.usefixtures("environment")
+def test_a_pod_waits_until_the_database_is_at_its_release(
+    monkeypatch: pytest.MonkeyPatch, postgres_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["migrate"]) == 0
+    assert main(["await-migrated", "--seconds", "0"]) == 0
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", postgres_url)
+    assert main(["await-migrated", "--seconds", "0"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("The database is at revision none, and this release needs ")
+
+
 def test_missing_settings_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("GATEWAY_DATABASE_URL", raising=False)
     assert main(["serve"]) == 2

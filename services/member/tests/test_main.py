@@ -16,14 +16,14 @@ from kit.bus.connecting import BusSettings, connect
 from kit.bus.interface import TopicSpec
 from kit.bus.postgres import MIGRATIONS as BUS_MIGRATIONS
 from kit.crypto import generate
-from kit.db import migrate
+from kit.db import migrate, newest_revision
 from kit.ids import uuid7
 from kit.keys import create_missing_keys
 from kit.outbox import Event, append
 from kit.rpc import call_metadata, create_channel
 from kit.settings import load
 from kit.tokens import TokenMinter
-from member.database import MIGRATIONS, newest_revision
+from member.database import MIGRATIONS
 from regulars.member.v1 import programme_service_pb2 as pb
 from regulars.member.v1.programme_service_pb2_grpc import ProgrammeServiceStub
 
@@ -131,7 +131,22 @@ async def test_events_are_relayed(
 def test_serving_needs_a_migrated_database(environment: dict[str, str]) -> None:
     ended = run(environment, "serve")
     assert ended.returncode == 1
-    assert f"run `python -m member migrate` to bring it to {newest_revision()}" in ended.stderr
+    assert f"run `python -m member migrate` to bring it to {newest_revision(MIGRATIONS)}" in ended.stderr
+
+
+async def test_a_pod_waits_until_the_database_is_at_its_release_or_newer(environment: dict[str, str]) -> None:
+    early = run(environment, "await-migrated", "--seconds", "0")
+    assert (early.returncode, early.stderr.count("\n")) == (1, 1)
+    assert early.stderr.startswith(f"The database is at revision none, and this release needs {newest_revision(MIGRATIONS)}")
+    with start(environment, "await-migrated") as waiting:
+        await migrate(environment["MEMBER_DATABASE_URL"], MIGRATIONS)
+        assert waiting.wait(timeout=30) == 0
+    connection = await asyncpg.connect(environment["MEMBER_DATABASE_URL"])
+    await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await connection.close()
+    assert run(environment, "await-migrated", "--seconds", "0").returncode == 0
+    nowhere = environment | {"MEMBER_DATABASE_URL": "postgresql://postgres@127.0.0.1:1/member"}
+    assert "does not answer (ConnectionRefusedError)" in run(nowhere, "await-migrated", "--seconds", "0").stderr
 
 
 async def test_a_database_of_a_newer_release_is_refused_in_one_sentence(environment: dict[str, str]) -> None:

@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 import member
 from kit.clock import HeldClock
 from kit.crypto import PersonalDataKeys, generate
-from kit.db import Migrated, create_engine, migrate, raw, reading, transaction
+from kit.db import Migrated, create_engine, migrate, newest_revision, raw, reading, transaction
 from kit.ids import uuid7
-from member.database import MIGRATIONS, metadata, newest_revision
+from member.database import MIGRATIONS, metadata
 from member.members import tables as members_tables
 from member.programmes import tables as programmes_tables
 from member.programmes.files import read_definition
@@ -63,7 +63,7 @@ async def test_a_database_with_data_of_the_first_release_keeps_it(
         )
     before = await everything(engine)
 
-    assert await migrate(url, MIGRATIONS) == Migrated("0001", newest_revision())
+    assert await migrate(url, MIGRATIONS) == Migrated("0001", newest_revision(MIGRATIONS))
 
     assert await everything(engine) == before
     async with reading(engine) as connection:
@@ -85,7 +85,7 @@ async def test_the_service_works_on_members_and_programmes_of_the_first_release(
     before = await everything(engine)
 
     await migrate(url, MIGRATIONS)
-    head = newest_revision()
+    head = newest_revision(MIGRATIONS)
     assert await migrate(url, MIGRATIONS) == Migrated(head, head), "a second time does nothing"
 
     store = Store(uuid7(), "S001", ZoneInfo("Asia/Shanghai"), "CNY", "demo", 0, True)

@@ -1,4 +1,4 @@
-"""The gateway's composition root: `python -m gateway serve|migrate|all|seed-demo|issue-key|revoke-key`.
+"""The gateway's composition root: `python -m gateway serve|migrate|await-migrated|all|seed-demo|issue-key|revoke-key`.
 
 Exit codes: 0 done or stopped; 1 could not be done; 2 wrong settings or arguments; 3 the database is of a newer release.
 """
@@ -19,7 +19,7 @@ import uvloop
 from gateway.database import MIGRATIONS
 from gateway.settings import DatabaseSettings, SeedSettings, Settings
 from kit.clock import SystemClock
-from kit.db import DatabaseIsNewer, create_engine, forgive_lost_connections, migrate, wait_until_ready
+from kit.db import DatabaseIsNewer, NotMigrated, create_engine, forgive_lost_connections, migrate, wait_until_migrated, wait_until_ready
 from kit.memory import freeze_start_up
 from kit.problems import Refusal
 from kit.settings import SettingsInvalid, load
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.services import Services
 
 DATABASE_WAIT_SECONDS = 30
+MIGRATION_WAIT_SECONDS = 300.0
 KEYS_UNREADABLE = "A key file cannot be read; `python -m kit.keys DIR` makes those that are missing."
 
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="answer requests")
     commands.add_parser("migrate", help="bring the database to this release")
+    awaiting = commands.add_parser("await-migrated", help="return once the database is at this release or a newer one")
+    awaiting.add_argument("--seconds", type=float, default=MIGRATION_WAIT_SECONDS, help="for at most so long (default %(default)s)")
     commands.add_parser("all", help="migrate, then serve: for one machine")
     seed = commands.add_parser("seed-demo", help="make the demo chain, unless it is there, and print its ids and new keys as JSON")
     seed.add_argument("--new-keys", action="store_true", help="revoke the demo's keys and make new ones")
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         return _run(chosen)
-    except CannotStart as reason:
+    except (CannotStart, NotMigrated) as reason:
         print(reason, file=sys.stderr)
         return 1
     except SettingsInvalid as invalid:
@@ -73,6 +76,8 @@ def _run(chosen: argparse.Namespace) -> int:
     match chosen.command:
         case "migrate":
             uvloop.run(migrate(settings.database_url, MIGRATIONS))
+        case "await-migrated":
+            uvloop.run(wait_until_migrated(settings.database_url, MIGRATIONS, chosen.seconds))
         case "serve":
             uvloop.run(serve(load(Settings)))
         case "all":

@@ -3,6 +3,7 @@
     python -m member serve                  serve gRPC; the database must have been migrated
     python -m member relay                  publish the events of the outbox on the bus; of several, one is active
     python -m member migrate                bring the database to this release
+    python -m member await-migrated         return once the database is at this release or a newer one; for pods that start beside `migrate`
     python -m member all                    migrate, then serve and relay; with --no-migrate, without the first
     python -m member apply-programme FILE…  add a version of each programme, without going through the API;
                                             with --if-missing, only of those that have none
@@ -30,6 +31,7 @@ from kit.telemetry import configure_logging
 log = logging.getLogger(__name__)
 
 DATABASE_WAIT_SECONDS = 30
+MIGRATION_WAIT_SECONDS = 300.0
 DRAIN_SECONDS = 20
 # As operators see it in PostgreSQL and on the bus.
 RELAY = "regulars-member-relay"
@@ -50,6 +52,8 @@ class Settings:
     database_url: str = env("MEMBER_DATABASE_URL")
     listen: str = env("MEMBER_LISTEN", "127.0.0.1:8601")
     pool_size: int = env("MEMBER_POOL_SIZE", "8")
+    # So that replicas that came later get calls; 0: connections last.
+    max_connection_age_seconds: int = env("RPC_MAX_CONNECTION_AGE_SECONDS", "0")
     token_public_key_file: Path = env("INTERNAL_TOKEN_PUBLIC_KEY_FILE")
     personal_data_key_file: Path = env("PERSONAL_DATA_KEY_FILE")
     log_level: str = env("LOG_LEVEL", "INFO")
@@ -66,6 +70,7 @@ def main(arguments: list[str]) -> int:
     for name in ("serve", "relay", "migrate", "rewrap-keys"):
         subcommands.add_parser(name)
     subcommands.add_parser("all").add_argument("--no-migrate", action="store_true")
+    subcommands.add_parser("await-migrated").add_argument("--seconds", type=float, default=MIGRATION_WAIT_SECONDS)
     apply = subcommands.add_parser("apply-programme")
     apply.add_argument("files", type=Path, nargs="+", metavar="FILE")
     apply.add_argument("--if-missing", action="store_true")
@@ -74,6 +79,8 @@ def main(arguments: list[str]) -> int:
         match options.subcommand:
             case "migrate":
                 return _migrate(load(DatabaseSettings))
+            case "await-migrated":
+                return _await_migrated(load(DatabaseSettings), options.seconds)
             case "apply-programme":
                 return _apply_programmes(load(DatabaseSettings), options.files, if_missing=options.if_missing)
             case "rewrap-keys":
@@ -134,6 +141,17 @@ def _migrate(settings: DatabaseSettings) -> int:
         if may_retry(error):
             raise CannotStart(f"The migration could not have its locks or its connection ({type(error).__name__}): try again.") from error
         raise
+    return 0
+
+
+def _await_migrated(settings: DatabaseSettings, seconds: float) -> int:
+    from kit.db import NotMigrated, wait_until_migrated
+    from member.database import MIGRATIONS
+
+    try:
+        asyncio.run(wait_until_migrated(settings.database_url, MIGRATIONS, seconds))
+    except NotMigrated as reason:
+        raise CannotStart(str(reason)) from None
     return 0
 
 
@@ -287,6 +305,7 @@ async def serve(settings: Settings, bus: BusSettings | None = None) -> None:
             f"{service}.MemberService/ChangeMember",
             f"{service}.WalletService/ExecuteCommands",
         ],
+        max_connection_age_seconds=settings.max_connection_age_seconds,
     )
     stopping, drained = _until_told_to_stop(), asyncio.Event()
     relaying = asyncio.create_task(own_relay.run(drained)) if own_relay is not None else None
@@ -330,8 +349,8 @@ def _bus_of(settings: BusSettings) -> Callable[[], Bus]:
 
 async def _is_migrated(url: str) -> str:
     """The database's revision, once it answers; raises CannotStart when it is older than this release needs."""
-    from kit.db import create_engine, current_revision
-    from member.database import newest_revision
+    from kit.db import create_engine, current_revision, newest_revision
+    from member.database import MIGRATIONS
 
     await _database_answers(url)
     engine = create_engine(url, 1)
@@ -339,10 +358,9 @@ async def _is_migrated(url: str) -> str:
         revision = await current_revision(engine)
     finally:
         await engine.dispose()
-    if revision is None or revision < newest_revision():
-        raise CannotStart(
-            f"The database is at revision {revision or 'none'}; run `python -m member migrate` to bring it to {newest_revision()}."
-        )
+    needed = newest_revision(MIGRATIONS)
+    if revision is None or revision < needed:
+        raise CannotStart(f"The database is at revision {revision or 'none'}; run `python -m member migrate` to bring it to {needed}.")
     return revision
 
 

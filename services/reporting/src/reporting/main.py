@@ -1,9 +1,10 @@
 """The reporting service's composition root: everything it is made of is put together here.
 
-    python -m reporting serve     serve gRPC; the database must have been migrated
-    python -m reporting consume   take facts from the bus; likewise
-    python -m reporting migrate   bring the database to this release
-    python -m reporting all       all of them in one process; with --no-migrate, the first two
+    python -m reporting serve             serve gRPC; the database must have been migrated
+    python -m reporting consume           take facts from the bus; likewise
+    python -m reporting migrate           bring the database to this release
+    python -m reporting await-migrated    return once the database is at this release or a newer one
+    python -m reporting all               all of them in one process; with --no-migrate, the first two
 
 The embedded engine is one process's: there, it is `all`.
 
@@ -45,6 +46,7 @@ from reporting.settings import Settings, StorageSettings
 log = logging.getLogger(__name__)
 
 DATABASE_WAIT_SECONDS = 30
+MIGRATION_WAIT_SECONDS = 300.0
 DRAIN_SECONDS = 20
 BUS_PAUSE_SECONDS = 1.0
 DEAD_LETTERS_PAUSE_SECONDS = 5.0
@@ -59,6 +61,7 @@ class CannotStart(Exception):
 class Parts:
     """What a subcommand does, in this order; the last two at once until it is told to stop."""
 
+    await_migrated_seconds: float = 0.0
     migrate: bool = False
     serve: bool = False
     consume: bool = False
@@ -71,10 +74,13 @@ def main(arguments: list[str]) -> int:
     for name in ("serve", "consume", "migrate"):
         subcommands.add_parser(name)
     subcommands.add_parser("all").add_argument("--no-migrate", action="store_true")
+    subcommands.add_parser("await-migrated").add_argument("--seconds", type=float, default=MIGRATION_WAIT_SECONDS)
     options = parser.parse_args(arguments)
     match options.subcommand:
         case "all":
             parts = Parts(migrate=not options.no_migrate, serve=True, consume=True)
+        case "await-migrated":
+            parts = Parts(await_migrated_seconds=options.seconds)
         case name:
             parts = Parts(**{name: True})
     try:
@@ -97,6 +103,9 @@ def main(arguments: list[str]) -> int:
 async def run(parts: Parts, storage: StorageSettings) -> None:
     """Does the parts; serves and consumes until SIGTERM or SIGINT, then finishes what is under way."""
     async with open_clickhouse(storage) as clickhouse:
+        if parts.await_migrated_seconds:
+            await _await_migrated(clickhouse, parts.await_migrated_seconds)
+            return
         await _answers(clickhouse)
         if parts.migrate:
             log.info("migrated", extra={"migrations": await migrate(clickhouse)})
@@ -162,6 +171,7 @@ async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asynci
                 partial(add_RebuildServiceServicer_to_server, RebuildServicer(rebuilder)),
                 partial(add_ReconcileServiceServicer_to_server, ReconcileServicer(clickhouse, open_bus, channel)),
             ],
+            max_connection_age_seconds=settings.max_connection_age_seconds,
         )
         await rebuilder.recover()
         freeze_start_up()
@@ -212,6 +222,22 @@ async def _warn_of_lost_facts(clickhouse: ClickHouse, bus: Bus) -> None:
     """Says so when there is not one fact though some were taken in before: the data was removed, and reports would show zeros."""
     if await Freshness(clickhouse).newest() is None and any(lag.committed for lag in await bus.lag(GROUP)):
         log.warning("there are no facts, though events were taken in before: have them made anew with `regulars reporting rebuild`")
+
+
+async def _await_migrated(clickhouse: ClickHouse, seconds: float) -> None:
+    """Returns when the database is at this release or a newer one; raises CannotStart when it was not in that time."""
+    give_up_at = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            done, state = await migrations_done(clickhouse), ""
+        except ClickHouseUnavailable as error:
+            done, state = (), f"does not answer ({error})"
+        if done and done[-1] >= newest_migration():
+            return
+        if asyncio.get_running_loop().time() >= give_up_at:
+            state = state or f"is at {done[-1] if done else 'no migration'}"
+            raise CannotStart(f"ClickHouse {state}, and this release needs {newest_migration()}: run `python -m reporting migrate`.")
+        await asyncio.sleep(0.5)
 
 
 async def _answers(clickhouse: ClickHouse) -> None:

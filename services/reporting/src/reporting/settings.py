@@ -22,5 +22,7 @@ class Settings(StorageSettings):
     """What serving needs besides."""
 
     listen: str = env("REPORTING_LISTEN", "127.0.0.1:8603")
+    # So that replicas that came later get calls; 0: connections last.
+    max_connection_age_seconds: int = env("RPC_MAX_CONNECTION_AGE_SECONDS", "0")
     member_address: str = env("MEMBER_ADDRESS", "127.0.0.1:8601")
     token_public_key_file: Path = env("INTERNAL_TOKEN_PUBLIC_KEY_FILE")
