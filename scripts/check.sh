@@ -32,7 +32,9 @@ check "lint_ast" $bin/python scripts/lint_ast.py
 check "buf lint" $bin/buf lint protos
 check "buf breaking" $bin/buf breaking protos --against protos/released.binpb
 check "stubs" stubs_are_current
+check "service locks" $bin/python scripts/write_service_locks.py --check
 check "docs/topics.md" $bin/python scripts/write_topics_page.py --check
+check "docs/signals.md" $bin/python scripts/write_signals_page.py --check
 
 if [ -n "$failed" ]; then
   echo "make check: failed: ${failed#, }"
