@@ -1,11 +1,11 @@
 #!/bin/sh
 # Writes requirements.lock: the exact version and hashes of everything that the packages, the checks and the tests need, on every platform.
 # Usage: scripts/lock.sh [--upgrade | --upgrade-package NAME]. Without an option, versions that still fit are kept.
-# scripts/uv.lock.txt is cut from it: with it, set-up gets uv before anything else.
+# scripts/uv.lock.txt is cut from it: with it, set-up gets uv before anything else. So is what each image needs (write_service_locks.py).
 set -eu
 cd "$(dirname "$0")/.."
 uv="${UV:-.venv/bin/uv}"
-packages="protos kit services/member services/gateway services/reporting cli"
+packages="protos kit services/member services/gateway services/reporting[embedded] cli[local]"
 names="regulars-protos regulars-kit regulars-member regulars-gateway regulars-reporting regulars"
 
 # Our own packages are inputs, found beside one another, and never looked for in a registry.
@@ -31,3 +31,4 @@ fi
   cat requirements.lock
 } >requirements.lock.new
 mv requirements.lock.new requirements.lock
+.venv/bin/python scripts/write_service_locks.py --uv "$uv"
