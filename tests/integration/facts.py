@@ -267,7 +267,8 @@ from reporting.clickhouse import open_clickhouse
 from reporting.settings import StorageSettings
 
 async def read(folder, tables):
-    async with open_clickhouse(StorageSettings(data_dir=folder, clickhouse_url="", readers=1, log_level="INFO")) as clickhouse:
+    storage = StorageSettings(data_dir=folder, clickhouse_url="", clickhouse_password_file="", readers=1, log_level="INFO")
+    async with open_clickhouse(storage) as clickhouse:
         rows = {table: await clickhouse.query(f"SELECT {columns} FROM {table}") for table, columns in tables.items()}
     json.dump(rows, sys.stdout, default=str)
 

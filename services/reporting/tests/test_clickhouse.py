@@ -3,17 +3,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import clickhouse_connect
 import pytest
 
 from kit.settings import SettingsInvalid
 from reporting import clickhouse as module
-from reporting.clickhouse import ClickHouse, DatabaseIsNewer, DataFolderInUse, migrate, migrations_done, newest_migration, open_clickhouse
+from reporting.clickhouse import (
+    ClickHouse,
+    ClickHouseUnavailable,
+    DatabaseIsNewer,
+    DataFolderInUse,
+    migrate,
+    migrations_done,
+    newest_migration,
+    open_clickhouse,
+)
 from reporting.facts.columns import COLUMNS
 from reporting.settings import StorageSettings
 
 
-def storage(*, url: str = "", folder: Path | str = "") -> StorageSettings:
-    return StorageSettings(clickhouse_url=url, data_dir=str(folder), readers=1, log_level="INFO")
+def storage(*, url: str = "", folder: Path | str = "", password_file: Path | str = "") -> StorageSettings:
+    return StorageSettings(
+        clickhouse_url=url, clickhouse_password_file=str(password_file), data_dir=str(folder), readers=1, log_level="INFO"
+    )
 
 
 async def test_a_migration_runs_once(empty_clickhouse: ClickHouse) -> None:
@@ -92,4 +104,30 @@ async def test_storage_must_be_said() -> None:
             pass
     with pytest.raises(SettingsInvalid, match="CLICKHOUSE_URL must be"):
         async with open_clickhouse(storage(url="tcp://host:9000")):
+            pass
+
+
+async def test_without_the_engine_a_folder_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with pytest.raises(SettingsInvalid, match=r"Set CLICKHOUSE_URL to a server: .*regulars-reporting\[embedded\]"):
+        async with open_clickhouse(storage(folder=tmp_path)):
+            pass
+
+
+async def test_the_password_comes_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def get_client(*, password: str, **_: object) -> None:
+        told.append(password)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(clickhouse_connect, "get_client", get_client)
+    file = tmp_path / "password"
+    file.write_text("from the file\n")
+    async with open_clickhouse(storage(url="http://reporting@127.0.0.1:1/reporting", password_file=file)) as clickhouse:
+        with pytest.raises(ClickHouseUnavailable):
+            await clickhouse.query("SELECT 1")
+    assert told == ["from the file"]
+    with pytest.raises(SettingsInvalid, match="CLICKHOUSE_PASSWORD_FILE must be a file"):
+        async with open_clickhouse(storage(url="http://127.0.0.1:1", password_file=tmp_path / "missing")):
             pass

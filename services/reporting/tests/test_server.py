@@ -18,7 +18,7 @@ from services.reporting.tests.server import serving
 
 
 def storage(url: str) -> StorageSettings:
-    return StorageSettings(clickhouse_url=url, data_dir="", readers=2, log_level="INFO")
+    return StorageSettings(clickhouse_url=url, clickhouse_password_file="", data_dir="", readers=2, log_level="INFO")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -122,13 +123,17 @@ async def open_clickhouse(settings: StorageSettings) -> AsyncIterator[ClickHouse
     """The ClickHouse of the settings; an embedded one is this process's alone until the end of the block.
 
     Raises:
-        SettingsInvalid: neither is set.
+        SettingsInvalid: neither is set, or what is set cannot be used.
         DataFolderInUse: another process has it.
     """
     if settings.clickhouse_url:
-        async with ClickHouse(_server(settings.clickhouse_url), settings.readers) as clickhouse:
+        async with ClickHouse(_server(settings.clickhouse_url, settings.clickhouse_password_file), settings.readers) as clickhouse:
             yield clickhouse
     elif settings.data_dir:
+        if find_spec("chdb") is None:
+            raise SettingsInvalid(
+                ["Set CLICKHOUSE_URL to a server: the engine for a REPORTING_DATA_DIR (`regulars-reporting[embedded]`) is not installed."]
+            )
         folder = Path(settings.data_dir)
         with _alone_in(folder):
             async with ClickHouse(embedded(folder / "engine", EMBEDDED_DATABASE), settings.readers) as clickhouse:
@@ -137,15 +142,22 @@ async def open_clickhouse(settings: StorageSettings) -> AsyncIterator[ClickHouse
         raise SettingsInvalid(["Set CLICKHOUSE_URL to a server, or REPORTING_DATA_DIR to a folder for the engine in this process."])
 
 
-def _server(url: str) -> Callable[[], Client]:
-    """Connects to a server by `http(s)://user:password@host:port/database`."""
+def _server(url: str, password_file: str) -> Callable[[], Client]:
+    """Connects to a server by `http(s)://user:password@host:port/database`; the password comes from the file, if there is one."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise SettingsInvalid(["CLICKHOUSE_URL must be http(s)://user:password@host:port/database."])
+    given: dict[str, Any] = {}
+    if password_file:
+        try:
+            given["password"] = Path(password_file).read_text("utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise SettingsInvalid([f"CLICKHOUSE_PASSWORD_FILE must be a file that can be read ({type(error).__name__})."]) from None
 
     def connect() -> Client:
         return clickhouse_connect.get_client(
             dsn=url,
+            **given,
             interface=parts.scheme,
             autogenerate_session_id=False,
             connect_timeout=CONNECT_SECONDS,

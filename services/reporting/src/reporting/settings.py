@@ -11,6 +11,8 @@ class StorageSettings:
     """Where the facts are: a ClickHouse server, or a folder that the engine in this process opens alone."""
 
     clickhouse_url: str = env("CLICKHOUSE_URL", "")
+    # In place of the password in the URL.
+    clickhouse_password_file: str = env("CLICKHOUSE_PASSWORD_FILE", "")
     data_dir: str = env("REPORTING_DATA_DIR", "")
     # Reports worked out at once; each has a connection of its own.
     readers: int = env("REPORTING_READERS", "2")
