@@ -242,6 +242,7 @@ SETTINGS: Settings = Settings(
     pool_size=4,
     host="",
     port=0,
+    connection_seconds=0,
     member_address="",
     reporting_address="",
     internal_token_private_key_file=None,  # type: ignore[arg-type]  # what is made of it is given

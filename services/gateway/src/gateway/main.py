@@ -136,13 +136,13 @@ async def _own_fingerprint_key(engine: "AsyncEngine", file: Path) -> bytes:
 async def serve(settings: Settings) -> None:
     """Answers requests until told to stop; then lets those under way end."""
     from gateway.app import create_app
-    from gateway.server import serve_http
+    from gateway.server import Endings, serve_http
 
     asyncio.get_running_loop().set_exception_handler(forgive_lost_connections)
     async with open_services(settings) as services:
         app = create_app(services)
         freeze_start_up()
-        await serve_http(app, settings.host, settings.port, services.kpis.close)
+        await serve_http(app, settings.host, settings.port, services.kpis.close, Endings(settings.connection_seconds))
 
 
 @asynccontextmanager

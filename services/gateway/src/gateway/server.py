@@ -1,9 +1,12 @@
 """The HTTP server: uvicorn, with one system call for an answer instead of two."""
 
 import asyncio
+import random
 import socket
 from collections.abc import Callable
-from typing import cast
+from functools import partial
+from math import inf
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -15,18 +18,33 @@ SHUTDOWN_SECONDS = 15
 STATUS_LINE = b"HTTP/1.1 "
 
 
-async def serve_http(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None]) -> None:
+class Endings:
+    """When connections end: after `seconds` (0: never), so that other replicas get work, and all of them while the gateway drains.
+
+    A connection ends with an answer that says so (`Connection: close`): a client that keeps it for the next request never finds it dead.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.is_draining = False
+        self._seconds = seconds
+
+    def due_at(self, began: float) -> float:
+        """The time (of the loop) after which a connection that began then shall end. Not all of those that began at once end at once."""
+        return began + self._seconds * random.uniform(0.75, 1.25) if self._seconds else inf  # noqa: S311  # spreads load, hides nothing
+
+
+async def serve_http(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None], endings: Endings | None = None) -> None:
     """Answers requests until told to stop; then lets those under way end, after `on_stop` ended those that would last."""
-    await make_server(app, host, port, on_stop).serve()
+    await make_server(app, host, port, on_stop, endings).serve()
 
 
-def make_server(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None]) -> uvicorn.Server:
+def make_server(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None], endings: Endings | None = None) -> uvicorn.Server:
     """The server of `serve_http`, not yet started."""
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=JoiningProtocol,
+        http=cast("type[asyncio.Protocol]", partial(JoiningProtocol, endings=endings or Endings())),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -92,8 +110,20 @@ class JoiningTransport:
 
 
 class JoiningProtocol(HttpToolsProtocol):
-    """Uvicorn's protocol over a joining transport."""
+    """Uvicorn's protocol over a joining transport, whose connections end when it is time."""
+
+    def __init__(self, *arguments: Any, endings: Endings, **named: Any) -> None:  # noqa: ANN401  # they are uvicorn's
+        super().__init__(*arguments, **named)
+        self._endings = endings
+        self._due_at = inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
         """Begins a connection."""
+        self._due_at = self._endings.due_at(self.loop.time())
         super().connection_made(cast("asyncio.Transport", JoiningTransport(transport, self.loop)))
+
+    def on_headers_complete(self) -> None:
+        """Begins a request; its answer is the connection's last when that is due."""
+        super().on_headers_complete()
+        if (self._endings.is_draining or self._due_at < self.loop.time()) and self.cycle is not None:
+            self.cycle.keep_alive = False

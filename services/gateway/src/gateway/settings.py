@@ -28,6 +28,8 @@ class Settings(DatabaseSettings):
     pool_size: int = env("GATEWAY_POOL_SIZE", "4")
     host: str = env("GATEWAY_HOST", "127.0.0.1")
     port: int = env("GATEWAY_PORT", "8600")
+    # After about so long a client's connection ends with an answer, so that replicas that came later get requests; 0: it lasts.
+    connection_seconds: int = env("GATEWAY_CONNECTION_SECONDS", "0")
     member_address: str = env("MEMBER_ADDRESS", "127.0.0.1:8601")
     reporting_address: str = env("REPORTING_ADDRESS", "127.0.0.1:8603")
     internal_token_private_key_file: Path = env("INTERNAL_TOKEN_PRIVATE_KEY_FILE")
