@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -18,6 +19,13 @@ def test_a_traceparent_is_read_and_written() -> None:
     assert (child.trace_id, child.flags) == (TRACE_ID, "01")
     assert child.span_id != SPAN_ID
     assert TraceContext.parse(child.header()) == child
+
+
+def test_a_trace_that_begins_here_is_not_recorded_unless_it_is_said() -> None:
+    begun = TraceContext.new()
+    assert not begun.is_sampled
+    assert begun.sampled().child().is_sampled
+    assert [TraceContext(TRACE_ID, SPAN_ID, flags).is_sampled for flags in ("00", "01", "02", "ff")] == [False, True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -44,9 +52,10 @@ def test_a_log_line_names_the_request_and_no_exception_text() -> None:
         except ValueError:
             record = logging.LogRecord("x", logging.ERROR, __file__, 1, "call %s", ("failed",), sys.exc_info())
         record.method = "/a/B"
-        line = JsonLines("member").format(record)
+        line = JsonLines("member", "serve").format(record)
     said = json.loads(line)
     assert said["message"] == "call failed"
+    assert (said["part"], said["version"]) == ("serve", version("regulars-kit"))
     assert (said["service"], said["level"], said["trace_id"], said["request_id"], said["method"]) == (
         "member",
         "error",

@@ -342,7 +342,7 @@ def test_a_request_is_named_in_its_answer(till: Till) -> None:
         assert span_id != "b7ad6b7169203331"
         bare = till.api.ask(method, path, body, {"X-Request-Id": "two words", "traceparent": "00-zz"})
         assert re.fullmatch("[0-9a-f]{32}", bare.headers["X-Request-Id"])
-        assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-01", bare.headers["traceparent"])
+        assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", bare.headers["traceparent"])
 
 
 def test_the_document_is_valid_and_its_page_is_there(system: System) -> None:

@@ -86,13 +86,13 @@ class _Histogram(prometheus_client.Histogram):
                 bucket.inc(count)
         self._sum.inc(sum(values))
 
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+    def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
         """Counts one value."""
         if exemplar is not None:
-            super().observe(amount, exemplar)
+            super().observe(value, exemplar)
             return
-        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
-        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, value)].inc(1)
+        self._sum.inc(value)
 
 
 Child = TypeVar("Child", bound=MetricWrapperBase)

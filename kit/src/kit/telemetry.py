@@ -3,19 +3,22 @@
 A log line names ids, codes and places in the code. It holds no text of an exception, for a database quotes the values it refuses.
 """
 
+import asyncio
 import json
 import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+
+from kit.release import release
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 ERROR_NAME = re.compile(r"[A-Z][A-Z0-9_]+")
@@ -27,7 +30,8 @@ class TraceContext(msgspec.Struct, frozen=True, gc=False):
 
     trace_id: str
     span_id: str
-    flags: str = "01"
+    # `01`: whoever began the trace had it recorded.
+    flags: str = "00"
 
     @classmethod
     def parse(cls, traceparent: str | None) -> "TraceContext | None":
@@ -37,9 +41,18 @@ class TraceContext(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def new(cls) -> "TraceContext":
-        """The start of a trace."""
+        """The start of a trace that nobody records."""
         drawn = os.urandom(24).hex()
         return cls(drawn[:32], drawn[32:])
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether its spans are recorded."""
+        return self.flags[1] in "13579bdf"
+
+    def sampled(self) -> "TraceContext":
+        """The same, recorded."""
+        return TraceContext(self.trace_id, self.span_id, "01")
 
     def child(self) -> "TraceContext":
         """A part of the same trace below this one."""
@@ -82,20 +95,20 @@ def request_context(trace: TraceContext | None, request_id: str) -> Iterator[Non
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, service, logger, message, trace and request ids, and what `extra` adds."""
+    """One JSON object a line: time, level, service, part and release, logger, message, trace and request ids, and what `extra` adds."""
 
     _own = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName", "color_message"}
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, part: str = "") -> None:
         super().__init__()
-        self._service = service
+        self._origin = {"service": service, "part": part, "version": release()}
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
         line: dict[str, Any] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "service": self._service,
+            **self._origin,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -130,10 +143,59 @@ def describe(error: BaseException, told: tuple[BaseException, ...] = ()) -> dict
     return described
 
 
-def configure_logging(service: str, level: str = "INFO") -> None:
+def configure_logging(service: str, level: str = "INFO", part: str = "") -> None:
     """Sends every logger of the process to standard error as JSON lines, from `level` on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(service))
+    handler.setFormatter(JsonLines(service, part))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # It lists what it is made of, at every start.
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+
+
+class LoggerUnknown(Exception):
+    """No part of the program has a logger of this name."""
+
+
+class LogLevels:
+    """Levels that are changed while the process runs, each for a while.
+
+    Only the program's own loggers, below `roots`, are changed: what libraries tell when they tell much may quote what they carry.
+    """
+
+    def __init__(self, roots: Sequence[str]) -> None:
+        self._roots = tuple(roots)
+        self._changed: dict[str, tuple[str, float, asyncio.TimerHandle]] = {}
+
+    def change(self, level: str, logger: str, seconds: float) -> None:
+        """Has `logger` and what is below it log from `level` on, for `seconds`; with an empty name, the whole program.
+
+        Raises:
+            LoggerUnknown: nothing of that name logs.
+        """
+        names = self._roots if not logger else (logger,)
+        if logger and not (logger in logging.root.manager.loggerDict and logger.split(".", 1)[0] in self._roots):
+            raise LoggerUnknown
+        loop = asyncio.get_running_loop()
+        for name in names:
+            if before := self._changed.get(name):
+                before[2].cancel()
+            logging.getLogger(name).setLevel(level.upper())
+            self._changed[name] = (level, loop.time() + seconds, loop.call_later(seconds, self._restore, name))
+
+    def now(self) -> dict[str, Any]:
+        """The level that was set at the start, and those that were changed with the seconds that each has left."""
+        time = asyncio.get_running_loop().time()
+        changed = [
+            {"logger": name, "level": level, "seconds_left": round(until - time)} for name, (level, until, _) in self._changed.items()
+        ]
+        return {"level": logging.getLevelName(logging.root.level).lower(), "changed": changed}
+
+    def restore(self) -> None:
+        """Ends every change."""
+        for name, (_, _, timer) in list(self._changed.items()):
+            timer.cancel()
+            self._restore(name)
+
+    def _restore(self, name: str) -> None:
+        del self._changed[name]
+        logging.getLogger(name).setLevel(logging.NOTSET)
