@@ -4,6 +4,9 @@
 
 Two processes that were given the same messages, as when a partition moves in mid-batch, wait for each other at the ids: the second finds
 what the first committed, or does what the first did not.
+
+Nearly every batch is all new. So its ids are first written as if it were, which costs half of looking for each; a batch that holds a known
+one after all fails at it, having done nothing, and is gone through again with care.
 """
 
 import asyncio
@@ -11,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
+from asyncpg import UniqueViolationError
 from sqlalchemy import Column, DateTime, Index, MetaData, Table, Text, Uuid, func
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -28,7 +32,11 @@ _TRIM_EVERY_SECONDS = 600
 _log = logging.getLogger(__name__)
 
 # In the order of the ids, so that two processes with the same messages wait for each other and never in a circle.
-_KEEP = """
+_KEEP_ALL = """
+INSERT INTO inbox (consumer, event_id, topic)
+SELECT $1, event_id, topic FROM unnest($2::uuid[], $3::text[]) AS n (event_id, topic) ORDER BY event_id
+"""
+_KEEP_NEW = """
 INSERT INTO inbox (consumer, event_id, topic)
 SELECT $1, event_id, topic FROM unnest($2::uuid[], $3::text[]) AS n (event_id, topic) ORDER BY event_id
 ON CONFLICT DO NOTHING RETURNING event_id::text
@@ -63,10 +71,15 @@ def in_transaction(engine: AsyncEngine, consumer: str, effect: Effect) -> Handle
 
     async def handle(messages: Sequence[Message]) -> None:
         try:
-            async with transaction(engine) as connection:
-                new = await keep_new(raw(connection), consumer, messages)
-                if new:
-                    await effect(connection, new)
+            try:
+                async with transaction(engine) as connection:
+                    await _keep_all(raw(connection), consumer, messages)
+                    await effect(connection, messages)
+            except _SomeAreKnown:
+                async with transaction(engine) as connection:
+                    new = await _keep_new(raw(connection), consumer, messages)
+                    if new:
+                        await effect(connection, new)
         except RetryLater:
             raise
         except Exception as error:
@@ -78,9 +91,21 @@ def in_transaction(engine: AsyncEngine, consumer: str, effect: Effect) -> Handle
     return handle
 
 
-async def keep_new(connection: RawConnection, consumer: str, messages: Sequence[Message]) -> list[Message]:
+class _SomeAreKnown(Exception):
+    """Some of the messages took effect before, or one is there twice."""
+
+
+async def _keep_all(connection: RawConnection, consumer: str, messages: Sequence[Message]) -> None:
+    """Notes the ids in the caller's transaction, which nothing more can be done in when it raises _SomeAreKnown."""
+    try:
+        await connection.execute(_KEEP_ALL, consumer, [m.event_id for m in messages], [m.topic for m in messages])
+    except UniqueViolationError:
+        raise _SomeAreKnown from None
+
+
+async def _keep_new(connection: RawConnection, consumer: str, messages: Sequence[Message]) -> list[Message]:
     """Notes the ids in the caller's transaction and returns the messages that had not taken effect, each once, in their order."""
-    kept = await connection.fetch(_KEEP, consumer, [m.event_id for m in messages], [m.topic for m in messages])
+    kept = await connection.fetch(_KEEP_NEW, consumer, [m.event_id for m in messages], [m.topic for m in messages])
     if len(kept) == len(messages):
         return list(messages)
     new = {row[0] for row in kept}
