@@ -1,0 +1,363 @@
+"""What is done to a release, and what must hold: each step says its figures, or raises `StepFailed`."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+
+from kit.clock import SystemClock
+from kit.ids import uuid7
+from tests.cluster.kubernetes import CHART, RELEASE, Cluster, CommandFailed, NotInTime, run, until
+from tests.cluster.sellers import Sold, Tills
+from tests.integration.api import Json
+
+TRIAL = CHART / "values-trial.yaml"
+MEMBERS = 40
+READY_SECONDS = 180
+MEMORY_MIB = 2048
+REPORT_SECONDS = 60
+PARTS = ("gateway-serve", "member-serve", "member-relay", "reporting-serve", "reporting-consume")
+PROBE = "regulars-probe"
+# What the probe says of a port: whether a connection came about, in seconds that a policy needs to be felt.
+METRICS = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9600/metrics', timeout=5).read().decode())"
+CONNECT = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3).close()"
+
+
+class StepFailed(Exception):
+    """What must hold did not."""
+
+
+class Scenario:
+    """One release from its installation to its end; every step goes on from where the one before left it."""
+
+    def __init__(self, cluster: Cluster, tag: str, next_tag: str) -> None:
+        self.cluster = cluster
+        self._tag, self._next_tag = tag, next_tag
+        self._tills: Tills | None = None
+        self._url = self._till_key = self._admin_key = ""
+        # Every sale that was acknowledged, by operation id.
+        self._sold: dict[str, int] = {}
+
+    async def judge_by_the_server(self) -> str:
+        """Every profile, as the API server itself judges it."""
+        judged = []
+        for profile in sorted(CHART.glob("values-*.yaml")):
+            rendered = await self.cluster.helm("template", RELEASE, str(CHART), "-f", str(profile), *self._judged(profile))
+            said = await self.cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=rendered.out)
+            judged.append(f"{profile.stem.removeprefix('values-')} {len(said.out.splitlines())}")
+        return f"resources accepted by a dry run on the server: {', '.join(judged)}"
+
+    async def install(self) -> str:
+        """The trial profile, from nothing until everything is ready."""
+        begun = asyncio.get_running_loop().time()
+        await self.cluster.helm("install", RELEASE, str(CHART), *self._values(self._tag), "--wait", "--timeout", f"{READY_SECONDS}s")
+        await until(self.cluster.is_settled, "all pods are ready", READY_SECONDS)
+        seconds = asyncio.get_running_loop().time() - begun
+        await self._sign_in()
+        if seconds > READY_SECONDS:
+            raise StepFailed(f"ready after {seconds:.0f} s, more than {READY_SECONDS}")
+        return f"ready after {seconds:.0f} s, with images present"
+
+    async def weigh(self) -> str:
+        """Memory of all pods, idle."""
+        found: dict[str, float] = {}
+
+        async def all_are_measured() -> bool:
+            nonlocal found
+            with suppress(CommandFailed):
+                found = await self.cluster.memory_mib()
+            pods = [pod["metadata"]["name"] for pod in await self.cluster.items("pods") if pod["status"]["phase"] == "Running"]
+            return bool(pods) and set(pods) <= found.keys()
+
+        await until(all_are_measured, "metrics-server measured every pod", 180, every=2)
+        total = sum(found.values())
+        each = ", ".join(f"{re.sub(rf'^{RELEASE}-', '', name)} {mib:.0f}" for name, mib in sorted(found.items()))
+        if total > MEMORY_MIB:
+            raise StepFailed(f"{total:.0f} MiB idle, more than {MEMORY_MIB}: {each}")
+        return f"{total:.0f} MiB idle in all ({each})"
+
+    async def sell(self) -> str:
+        """Sales through the node port, and in the reports."""
+        async with self._selling(8) as sold:
+            await sold.more(600)
+        self._require_none_failed(sold)
+        seconds = await self._agree()
+        return f"{sold.line()}; all in the reports after {seconds:.1f} s"
+
+    async def upgrade(self) -> str:
+        """A rolling release under load."""
+        return await self._change("upgrade", RELEASE, str(CHART), *self._values(self._next_tag), expect=self._next_tag)
+
+    async def roll_back(self) -> str:
+        """Back to the release before, under load."""
+        return await self._change("rollback", RELEASE, "1", expect=self._tag)
+
+    async def delete_pods(self) -> str:
+        """A pod of every part is deleted under load, one after the other, as when nodes are emptied."""
+        lines = []
+        for part in PARTS:
+            async with self._selling(8) as sold:
+                await sold.more(60)
+                victim = (await self.cluster.pods(part, ready=True))[0]
+                await self.cluster.kubectl("delete", "pod", victim, "--wait=true")
+                await until(self.cluster.is_settled, f"{part} is whole again", 120)
+                await sold.more(60)
+            self._require_none_failed(sold)
+            lines.append(f"{part}: {sold.line()}")
+        await self._agree()
+        return "; ".join(lines)
+
+    async def kill_pods(self) -> str:
+        """A pod of every part is killed without warning under load. Who had a call under way asks again; nothing is lost or doubled."""
+        lines = []
+        for part in PARTS:
+            async with self._selling(8) as sold:
+                await sold.more(60)
+                victim = (await self.cluster.pods(part, ready=True))[0]
+                await self.cluster.kubectl("delete", "pod", victim, "--force", "--grace-period=0")
+                await until(self.cluster.is_settled, f"{part} is whole again", 120)
+                await sold.more(60)
+            lines.append(f"{part}: {sold.line()}")
+        await self._agree()
+        return "; ".join(lines)
+
+    async def kill_backends(self) -> str:
+        """Kafka, ClickHouse and PostgreSQL are deleted in turn under load: sales go on without the first two."""
+        lines = []
+        for name, sales_go_on in (("kafka", True), ("clickhouse", True), ("postgresql", False)):
+            async with self._selling(8) as sold:
+                await sold.more(60)
+                victim = (await self.cluster.pods(name))[0]
+                await self.cluster.kubectl("delete", "pod", victim, "--wait=true")
+                await until(self.cluster.is_settled, f"{name} is back", 180)
+                await sold.more(150)
+            if sales_go_on:
+                self._require_none_failed(sold)
+            seconds = await self._agree()
+            lines.append(f"{name}: {sold.line()}, reports agree after {seconds:.1f} s")
+        return "; ".join(lines)
+
+    async def scale(self) -> str:
+        """Autoscaling adds pods under load, and takes none down under it."""
+        component = "gateway-serve"
+        before = len(await self.cluster.pods(component, ready=True))
+        more = self._values(self._tag, "services.gateway.parts.serve.autoscaling.enabled=true",
+                            f"services.gateway.parts.serve.autoscaling.minReplicas={before}",
+                            f"services.gateway.parts.serve.autoscaling.maxReplicas={before + 2}",
+                            "services.gateway.parts.serve.autoscaling.cpuUtilization=30",
+                            # Tills keep their connections; new pods get work as these end.
+                            "services.gateway.parts.serve.env.GATEWAY_CONNECTION_SECONDS=10")  # fmt: skip
+        await self.cluster.helm("upgrade", RELEASE, str(CHART), *more, "--wait", "--timeout", "180s")
+
+        async def grew() -> bool:
+            return len(await self.cluster.pods(component, ready=True)) > before
+
+        async with self._selling(24) as sold:
+            seconds = await until(grew, "autoscaling adds a pod", 240, every=1)
+
+            async def all_work() -> bool:
+                pods = await self.cluster.pods(component, ready=True)
+                return all([await self._requests_of(pod) > 0 for pod in pods])
+
+            shared = await until(all_work, "every pod gets work", 60, every=1)
+        self._require_none_failed(sold)
+        await self._agree()
+        after = len(await self.cluster.pods(component, ready=True))
+        return f"from {before} to {after} pods of {component} in {seconds:.0f} s, work for every one {shared:.0f} s later; {sold.line()}"
+
+    async def try_forbidden_edges(self) -> str:
+        """Connections that no registry allows are refused, and those that one allows are not."""
+        services = {
+            each["metadata"]["name"]: [port["port"] for port in each["spec"]["ports"]] for each in await self.cluster.items("services")
+        }
+        backends = {kind: next(name for name in services if kind in name) for kind in ("postgresql", "kafka", "clickhouse")}
+        member = next(name for name in services if "member-serve" in name)
+        edges: list[tuple[str, str, int, bool]] = [
+            ("gateway-serve", member, 8601, True),
+            ("gateway-serve", backends["postgresql"], 5432, True),
+            ("gateway-serve", backends["kafka"], 9092, False),
+            ("gateway-serve", backends["clickhouse"], 8123, False),
+            ("member-relay", backends["kafka"], 9092, True),
+            ("member-relay", backends["clickhouse"], 8123, False),
+            ("member-serve", backends["kafka"], 9092, False),
+            ("reporting-serve", member, 8601, True),
+            ("reporting-consume", backends["clickhouse"], 8123, True),
+            ("reporting-consume", backends["postgresql"], 5432, False),
+            ("reporting-consume", member, 8601, False),
+        ]
+        for part, host, port, allowed in edges:
+            pod = (await self.cluster.pods(part, ready=True))[0]
+            said = await self.cluster.kubectl("exec", pod, "--", "python", "-c", CONNECT, host, str(port), check=False)
+            self._require(allowed == (said.code == 0), f"{part} → {host}:{port} is {'refused' if allowed else 'let through'}")
+        await self._probe_as_a_stranger([(name, port) for name in (member, *backends.values()) for port in services[name][:1]])
+        count = sum(allowed for *_, allowed in edges)
+        return f"{count} edges of the registries are open, {len(edges) - count} others and all backends for a stranger's pod are shut"
+
+    async def uninstall(self) -> str:
+        """What is left afterwards is what must not be lost."""
+        await self.cluster.helm("uninstall", RELEASE, "--wait", "--timeout", "180s")
+        kinds = "pods,services,deployments,statefulsets,jobs,configmaps,secrets,networkpolicies,hpa,pdb,serviceaccounts,pvc,cronjobs"
+
+        async def nothing_goes_any_more() -> bool:
+            return not [pod for pod in await self.cluster.items("pods") if pod["metadata"].get("deletionTimestamp")]
+
+        await until(nothing_goes_any_more, "the last pod is gone", 120)
+        names = (await self.cluster.kubectl("get", kinds, "-o", "name")).out.split()
+        own = [name for name in names if RELEASE in name and PROBE not in name]
+        kept = [name for name in own if name.startswith(("persistentvolumeclaim/", "secret/"))]
+        self._require(own == kept, f"left behind: {', '.join(sorted(set(own) - set(kept)))}")
+        return f"nothing is left but what must not be lost: {', '.join(kept) or 'nothing'}"
+
+    # What the steps share.
+
+    def _values(self, tag: str, *settings: str) -> list[str]:
+        given = [
+            f"image.tag={tag}",
+            "services.gateway.parts.serve.service.type=NodePort",
+            # Two of whatever sales need, so that a release rolls.
+            "services.gateway.parts.serve.replicas=2",
+            "services.member.parts.serve.replicas=2",
+            *settings,
+        ]
+        return ["-f", str(TRIAL), *(word for setting in given for word in ("--set", setting))]
+
+    def _judged(self, profile: Path) -> list[str]:
+        """What a profile leaves to whoever installs it."""
+        named = re.findall(r"(?m)^# needs: (\S+)$", profile.read_text(encoding="utf-8"))
+        return [word for setting in named for word in ("--set", setting)]
+
+    @asynccontextmanager
+    async def _selling(self, tills: int) -> AsyncIterator[Sold]:
+        if self._tills is None:
+            raise StepFailed("nobody is signed in")
+        async with self._tills.selling(tills) as sold:
+            yield sold
+        self._sold |= sold.net_minor
+
+    async def _sign_in(self) -> None:
+        """The keys of the demo chain, which the seeding Job shows once; and members to sell to."""
+        (pod,) = await self.cluster.items("pods", "app.kubernetes.io/component=seed")
+        log = (await self.cluster.kubectl("logs", pod["metadata"]["name"], "--all-containers")).out
+        seeded = json.loads(next(line for line in log.splitlines() if '"till_key"' in line))
+        self._till_key, self._admin_key = seeded["till_key"], seeded["admin_key"]
+        self._url = await self.cluster.url("gateway-serve")
+        tills = Tills(self._url, self._till_key, seeded["store_id"], seeded["till_id"], [])
+        members = []
+        for number in range(MEMBERS):
+            body: Json = {"operation_id": f"cluster-{uuid7()}", "name": f"测试{number}"}
+            answer = await tills.ask("POST", "/v1/members", body)
+            self._require(answer.status == 201, f"a sign-up was answered {answer.status}")
+            members.append(str(msgspec.json.decode(answer.body)["id"]))
+        self._tills = Tills(self._url, self._till_key, seeded["store_id"], seeded["till_id"], members)
+
+    async def _change(self, *command: str, expect: str) -> str:
+        async with self._selling(8) as sold:
+            await sold.more(100)
+            begun = asyncio.get_running_loop().time()
+            await self.cluster.helm(*command, "--wait", "--timeout", "300s")
+            await until(self.cluster.is_settled, "the release is whole", 120)
+            seconds = asyncio.get_running_loop().time() - begun
+            await sold.more(100)
+        running = {
+            container["image"].rpartition(":")[2]
+            for pod in await self.cluster.items("pods")
+            if not pod["metadata"].get("deletionTimestamp") and pod["metadata"]["labels"].get("app.kubernetes.io/component") in PARTS
+            for container in pod["spec"]["containers"]
+        }
+        self._require(running == {expect}, f"{', '.join(sorted(running))} runs, not {expect} alone")
+        self._require_none_failed(sold)
+        await self._agree()
+        return f"{seconds:.0f} s; {sold.line()}"
+
+    def _require_none_failed(self, sold: Sold) -> None:
+        self._require(not sold.failed and len(sold.seconds) > 0, f"not every request went well: {sold.line()}")
+
+    def _require(self, holds: bool, said: str) -> None:  # noqa: FBT001
+        if not holds:
+            raise StepFailed(said)
+
+    async def _agree(self) -> float:
+        """Returns the seconds until the reports have every sale once, to the cent. The ledger is proven too, and the reports from it."""
+        wanted = [len(self._sold), sum(self._sold.values())]
+        today = SystemClock().now().date()
+        question: Json = {
+            "metrics": ["receipts", "net_sales_minor"],
+            # Days are the stores', whose zone is another.
+            "from": str(today - timedelta(days=2)),
+            "to": str(today + timedelta(days=2)),
+            "filters": [{"field": "currency", "op": "eq", "values": ["CNY"]}],
+        }
+        found: list[object] = []
+
+        async def has_all() -> bool:
+            nonlocal found
+            with suppress(OSError, EOFError):
+                answer = await self._as_administrator().ask("POST", "/v1/reports/query", question)
+                if answer.status == 200:
+                    rows = msgspec.json.decode(answer.body)["rows"]
+                    found = rows[0] if rows else [0, 0]
+            return found == wanted
+
+        try:
+            seconds = await until(has_all, "the reports have every sale", REPORT_SECONDS)
+        except NotInTime:
+            raise StepFailed(f"the reports show {found} receipts and cents, not {wanted}") from None
+        for what in ([], ["--reports"]):
+            said = await run(
+                sys.executable, "-m", "regulars_cli.main", "reconcile", *what, "--url", self._url, "--key", self._admin_key, check=False
+            )
+            self._require(said.code == 0, f"reconcile {' '.join(what)}: {said.out}{said.err}")
+        return seconds
+
+    def _as_administrator(self) -> Tills:
+        return Tills(self._url, self._admin_key, "", "", [])
+
+    async def _requests_of(self, pod: str) -> int:
+        """How many sales a pod of the gateway answered since it began."""
+        said = await self.cluster.kubectl("exec", pod, "--", "python", "-c", METRICS)
+        found = re.findall(r'(?m)^regulars_http_requests_total\{[^}]*route="/v1/sales"[^}]*\} (\S+)$', said.out)
+        return int(sum(float(each) for each in found))
+
+    async def _probe_as_a_stranger(self, targets: Sequence[tuple[str, int]]) -> None:
+        """A pod that is none of ours is let to nothing but the gateway."""
+        pod = (await self.cluster.items("pods", "app.kubernetes.io/component=gateway-serve"))[0]
+        image = pod["spec"]["containers"][0]["image"]
+        await self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(_stranger(image)))
+        try:
+            await self.cluster.kubectl("wait", "--for=condition=Ready", f"pod/{PROBE}", "--timeout=60s")
+            for host, port in targets:
+                said = await self.cluster.kubectl("exec", PROBE, "--", "python", "-c", CONNECT, host, str(port), check=False)
+                self._require(said.code != 0, f"a stranger is let to {host}:{port}")
+            service = (await self.cluster.items("services", "app.kubernetes.io/component=gateway-serve"))[0]["metadata"]["name"]
+            said = await self.cluster.kubectl("exec", PROBE, "--", "python", "-c", CONNECT, service, "8600", check=False)
+            self._require(said.code == 0, f"a stranger is not let to the gateway: {said.err.strip()[-200:]}")
+        finally:
+            await self.cluster.kubectl("delete", "pod", PROBE, "--force", "--grace-period=0", check=False)
+
+
+def _stranger(image: str) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": PROBE},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 0,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "probe",
+                    "image": image,
+                    "command": ["python", "-c", "import signal; signal.pause()"],
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "resources": {"limits": {"memory": "64Mi", "cpu": "200m"}},
+                }
+            ],
+        },
+    }
