@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kit.problems import Refusal
-from member.exports.rpc import ExportServicer
+from member.exports.rpc import FIRST_DAY, LAST_DAY, ExportServicer
 from member.points.rules import unix_us
 from member.programmes.operations import Books
 from regulars.member.v1 import export_service_pb2 as pb
@@ -57,7 +57,20 @@ async def test_events_and_sums_are_told_of_the_same_acts(past: Past) -> None:
     assert whole.recorded_before_unix_us == unix_us(past.desk.clock.now())
 
 
-async def test_a_day_that_is_none_is_refused(past: Past) -> None:
+@pytest.mark.parametrize("day", ["tomorrow", "0001-01-01", "1899-12-31", "9999-12-31"])
+async def test_a_day_that_is_none_or_absurd_is_refused(past: Past, day: str) -> None:
     with acting("admin"), pytest.raises(Refusal) as caught:
-        await servicer(past).SummariseLedger(pb.SummariseLedgerRequest(to_day="tomorrow"), CALL)
+        await servicer(past).SummariseLedger(pb.SummariseLedgerRequest(to_day=day), CALL)
     assert (caught.value.status, caught.value.code, caught.value.errors[0].pointer) == (400, "day_invalid", "/to_day")
+
+
+async def test_the_first_and_the_last_day_that_are_taken_can_be_reckoned_with(past: Past) -> None:
+    with acting("admin"):
+        asked = pb.SummariseLedgerRequest(from_day=str(FIRST_DAY), to_day=str(LAST_DAY))
+        assert (await servicer(past).SummariseLedger(asked, CALL)).recorded_before_unix_us
+
+
+async def test_an_instant_that_is_none_is_refused(past: Past) -> None:
+    with acting("admin"), pytest.raises(Refusal) as caught:
+        await servicer(past).SummariseLedger(pb.SummariseLedgerRequest(recorded_before_unix_us=2**62), CALL)
+    assert (caught.value.status, caught.value.errors[0].pointer) == (400, "/recorded_before_unix_us")

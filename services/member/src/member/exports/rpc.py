@@ -1,6 +1,6 @@
 """ExportService: what the ledgers hold, for services that keep a view of it."""
 
-from datetime import date
+from datetime import date, datetime
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,6 +18,9 @@ from member.points.rules import instant, unix_us
 from member.programmes.operations import Books
 from regulars.member.v1 import export_service_pb2 as pb
 from regulars.member.v1.export_service_pb2_grpc import ExportServiceServicer
+
+FIRST_DAY = date(1900, 1, 1)
+LAST_DAY = date(9000, 1, 1)
 
 
 class ExportServicer(ExportServiceServicer):
@@ -53,7 +56,7 @@ class ExportServicer(ExportServiceServicer):
     async def SummariseLedger(self, request: pb.SummariseLedgerRequest, context: object) -> pb.SummariseLedgerResponse:
         _check_rights()
         from_day, to_day = _day(request.from_day, "/from_day"), _day(request.to_day, "/to_day")
-        before = instant(request.recorded_before_unix_us) if request.recorded_before_unix_us else self._clock.now()
+        before = _instant(request.recorded_before_unix_us) if request.recorded_before_unix_us else self._clock.now()
         members_before = _id(request.members_before) if request.members_before else uuid7()
         async with transaction(self._engine, snapshot=True) as connection:
             driver = raw(connection)
@@ -115,10 +118,23 @@ def _check_rights() -> None:
 
 def _day(text: str, pointer: str) -> date | None:
     try:
-        return date.fromisoformat(text) if text else None
+        day = date.fromisoformat(text) if text else None
     except ValueError:
-        detail = "Send a day as YYYY-MM-DD."
-        raise Refusal("day_invalid", 400, "Day not valid", detail, [FieldError(pointer, "day_invalid", detail)]) from None
+        day = date.max
+    # Around a day, others are reckoned with: none of them may be beyond what a calendar has.
+    if day is not None and not FIRST_DAY <= day <= LAST_DAY:
+        detail = f"Send a day as YYYY-MM-DD, from {FIRST_DAY} to {LAST_DAY}."
+        raise Refusal("day_invalid", 400, "Day not valid", detail, [FieldError(pointer, "day_invalid", detail)])
+    return day
+
+
+def _instant(us: int) -> datetime:
+    try:
+        return instant(us)
+    except OverflowError:
+        detail = "Send the recorded_before_unix_us of an answer, or nothing."
+        errors = [FieldError("/recorded_before_unix_us", "instant_invalid", detail)]
+        raise Refusal("instant_invalid", 400, "Instant not valid", detail, errors) from None
 
 
 def _id(text: str) -> str:
