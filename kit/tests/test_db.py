@@ -10,12 +10,15 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from kit import db, metrics
 from kit.db import (
     ConnectionLost,
     DatabaseIsNewer,
     Migrated,
+    answers,
     create_engine,
     current_revision,
     forgive_lost_connections,
@@ -291,3 +294,44 @@ async def test_a_connection_whose_driver_is_confused_is_given_up(engine: AsyncEn
             raise confused
     async with block(engine) as connection:
         assert await raw(connection).fetchval("SELECT pg_backend_pid()") != before
+
+
+async def test_a_pool_is_measured_while_it_is_there(url: str) -> None:
+    def figures() -> list[float]:
+        return [next(iter(metric.collector.collect())).samples[0].value for metric in (metrics.DB_POOL_SIZE, metrics.DB_POOL_IN_USE)]
+
+    size, used = figures()
+    waited = sum(bucket.get() for bucket in metrics.DB_POOL_WAIT.of()._buckets)
+    engine = create_engine(url, 3)
+    async with transaction(engine), reading(engine):
+        assert figures() == [size + 3, used + 2]
+    assert figures() == [size + 3, used]
+    assert sum(bucket.get() for bucket in metrics.DB_POOL_WAIT.of()._buckets) == waited + 2
+    await engine.dispose()
+    assert figures() == [size, used]
+
+
+async def test_a_wait_in_vain_is_counted_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "POOL_WAIT_SECONDS", 0.01)
+    engine = create_engine(url, 1)
+    before = metrics.DB_POOL_TIMEOUTS.of()._value.get()
+    with pytest.raises(PoolTimeout):
+        async with transaction(engine), transaction(engine):
+            pass
+    assert metrics.DB_POOL_TIMEOUTS.of()._value.get() == before + 1
+    await engine.dispose()
+
+
+async def test_a_busy_pool_answers_and_a_database_that_is_away_does_not(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "ANSWER_SECONDS", 0.05)
+    engine = create_engine(url, 1)
+    assert await answers(engine) == ""
+    async with reading(engine):
+        # All connections are taken, and the last answer is recent.
+        assert await answers(engine) == ""
+        monkeypatch.setattr(db, "FRESH_SECONDS", 0.0)
+        assert await answers(engine) == "away"
+    assert await answers(engine) == ""
+    await engine.dispose()
+    nowhere = create_engine("postgresql://nobody@127.0.0.1:1/nowhere", 1)
+    assert await answers(nowhere) == "away"

@@ -19,7 +19,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import asyncpg
 from sqlalchemy import MetaData, event, pool
@@ -27,8 +29,10 @@ from sqlalchemy.exc import DBAPIError, InvalidatePoolError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from kit.metrics import DB_POOL_IN_USE, DB_POOL_SIZE, DB_POOL_TIMEOUTS, DB_POOL_WAIT, live
+
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -39,6 +43,9 @@ else:
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
+# For so long after it answered, a database is not asked whether it does: a pool that is busy is not one that is away.
+FRESH_SECONDS = 2.0
+ANSWER_SECONDS = 1.5
 POOL_WAIT_SECONDS = 10.0
 # A process that stops between two statements must not hold a member's wallet for ever.
 IDLE_IN_TRANSACTION = "30s"
@@ -53,6 +60,12 @@ MIGRATION_POLL_SECONDS = 0.5
 TRANSIENT_CLASSES = frozenset({"08", "53", "57"})
 TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03"})
 STATEMENT_CANCELLED = "57014"
+
+
+_sizes, _in_use = live(DB_POOL_SIZE), live(DB_POOL_IN_USE)
+_waits, _timeouts = DB_POOL_WAIT.of(), DB_POOL_TIMEOUTS.of()
+# When the database of an engine answered last.
+_answered: WeakKeyDictionary[AsyncEngine, float] = WeakKeyDictionary()
 
 
 class ConnectionLost(ConnectionError):
@@ -104,7 +117,39 @@ def create_engine(url: str, pool_size: int, *, application_name: str = "regulars
         json_deserializer=str,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    _watch(engine)
     return engine
+
+
+def _watch(engine: AsyncEngine) -> None:
+    """Has the gauges of pools count this one until it is disposed of."""
+    inner = engine.sync_engine
+    ends = [_sizes.add(lambda: _pool(inner).size()), _in_use.add(lambda: _pool(inner).checkedout())]
+
+    def forget(_engine: object) -> None:
+        while ends:
+            ends.pop()()
+
+    event.listen(inner, "engine_disposed", forget)
+
+
+def _pool(engine: "Engine") -> pool.QueuePool:
+    return cast("pool.QueuePool", engine.pool)
+
+
+async def answers(engine: AsyncEngine) -> str:
+    """For readiness: nothing when the database answers or did a moment ago, else a word for why not."""
+    now = asyncio.get_running_loop().time()
+    if now - _answered.get(engine, -FRESH_SECONDS) < FRESH_SECONDS:
+        return ""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS), reading(engine) as connection:
+            await raw(connection).execute("SELECT 1")
+    except Exception as error:
+        if not may_retry(error):
+            raise
+        return "away"
+    return ""
 
 
 async def connect(url: str, *, application_name: str, settings: Mapping[str, str] | None = None) -> RawConnection:
@@ -141,12 +186,13 @@ async def transaction(engine: AsyncEngine, *, snapshot: bool = False) -> AsyncIt
     With `snapshot`, it is read only and every statement sees the same state. Raises ConnectionLost when the connection ended before
     the commit was confirmed: whether it happened is not known.
     """
-    async with engine.connect() as connection:
+    async with _connection(engine) as connection:
         driver = raw(connection)
         block = driver.transaction(isolation="repeatable_read", readonly=True) if snapshot else driver.transaction()
         try:
             async with block:
                 yield connection
+            _answered[engine] = asyncio.get_running_loop().time()
         except Exception as error:
             if _is_lost(driver, error):
                 raise ConnectionLost from error
@@ -164,14 +210,31 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
     Raises ConnectionLost when the connection ended meanwhile: the driver calls the next statement on it a misuse.
     """
-    async with engine.connect() as connection:
+    async with _connection(engine) as connection:
         driver = raw(connection)
         try:
             yield connection
+            _answered[engine] = asyncio.get_running_loop().time()
         except Exception as error:
             if _is_lost(driver, error):
                 raise ConnectionLost from error
             raise
+
+
+@asynccontextmanager
+async def _connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection of the pool, and how long it was waited for."""
+    begun = perf_counter()
+    waited = False
+    try:
+        async with engine.connect() as connection:
+            waited = True
+            _waits.observe(perf_counter() - begun)
+            yield connection
+    except PoolTimeout:
+        if not waited:
+            _timeouts.inc()
+        raise
 
 
 def _is_lost(driver: RawConnection, error: Exception) -> bool:
