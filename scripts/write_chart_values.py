@@ -13,7 +13,7 @@ VALUES = CHART / "values.yaml"
 BEGIN, END = "# --- generated ---\n", "# --- end of generated ---\n"
 REGISTRIES = ("calls", "topics")
 # Folder of the chart, and what goes there.
-COPIES = {"files/dashboards": "deploy/observability/grafana/dashboards/*.json", "files/rules": "deploy/observability/rules/*.y*ml"}
+COPIES = {"files/dashboards": "deploy/observability/dashboards/*.json", "files/rules": "deploy/observability/rules/*.y*ml"}
 
 
 def main(arguments: list[str]) -> int:

@@ -63,3 +63,15 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- define "regulars.variable" -}}
 {{- . | upper | replace "-" "_" -}}
 {{- end -}}
+
+{{/* Names under which clients come from outside, as YAML {hosts: [...]}. */}}
+{{- define "regulars.hosts" -}}
+{{- $hosts := list -}}
+{{- if .Values.ingress.enabled -}}
+{{- $hosts = append $hosts .Values.ingress.host -}}
+{{- end -}}
+{{- if .Values.httpRoute.enabled -}}
+{{- $hosts = concat $hosts .Values.httpRoute.hostnames -}}
+{{- end -}}
+{{- toYaml (dict "hosts" (compact (uniq $hosts))) -}}
+{{- end -}}

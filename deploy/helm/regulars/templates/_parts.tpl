@@ -91,3 +91,15 @@
 {{- end -}}
 {{- toYaml (dict "consumed" $consumed "usesBus" $uses "partitions" $partitions) -}}
 {{- end -}}
+
+{{/* Every topic that Kafka has: those of the registry, and one of dead letters for each consumer; YAML {name: {partitions, retentionDays}}. */}}
+{{- define "regulars.allTopics" -}}
+{{- $all := dict -}}
+{{- range $topic, $of := .Values.topics -}}
+{{- $_ := set $all $topic (dict "partitions" $of.partitions "retentionDays" $of.retention_days) -}}
+{{- range $of.consumers -}}
+{{- $_ := set $all (printf "dead-letters.%s.v1" .) (dict "partitions" 1 "retentionDays" 3650) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end -}}

@@ -57,6 +57,44 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* Where the key files are that something mounts: (list root part), as YAML: variable to path. */}}
+{{- define "regulars.keyVariables" -}}
+{{- $names := dict
+    "internalTokenPrivate" "INTERNAL_TOKEN_PRIVATE_KEY_FILE"
+    "internalTokenPublic" "INTERNAL_TOKEN_PUBLIC_KEY_FILE"
+    "fingerprint" "FINGERPRINT_KEY_FILE"
+    "personalData" "PERSONAL_DATA_KEY_FILE"
+-}}
+{{- $files := (index . 0).Values.keys.files -}}
+{{- $paths := dict -}}
+{{- range (index . 1).keys -}}
+{{- $_ := set $paths (get $names .) (printf "/run/regulars/keys/%s" (get $files .)) -}}
+{{- end -}}
+{{- toYaml $paths -}}
+{{- end -}}
+
+{{/* The volume with the key files that something mounts, and no others: (list root part). */}}
+{{- define "regulars.keysVolume" -}}
+{{- $root := index . 0 -}}
+- name: keys
+  secret:
+    secretName: {{ include "regulars.keysSecret" $root }}
+    defaultMode: 0440
+    items:
+      {{- range (index . 1).keys }}
+      - {key: {{ get $root.Values.keys.files . }}, path: {{ get $root.Values.keys.files . }}}
+      {{- end }}
+{{- end -}}
+
+{{/* The volume with what is secret about Kafka. */}}
+{{- define "regulars.kafkaVolume" -}}
+- name: kafka
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- include "regulars.kafkaFiles" . | trim | nindent 6 }}
+{{- end -}}
+
 {{/* Environment of a part's main container: (list root part). */}}
 {{- define "regulars.partEnv" -}}
 {{- $root := index . 0 -}}
@@ -74,6 +112,7 @@ priorityClassName: {{ . }}
 {{- else if $part.port -}}
 {{- $_ := set $env (printf "%s_HOST" $prefix) "0.0.0.0" -}}
 {{- $_ := set $env (printf "%s_PORT" $prefix) ($part.port | toString) -}}
+{{- $_ := set $env (printf "%s_CONNECTION_SECONDS" $prefix) ($values.settings.httpConnectionSeconds | toString) -}}
 {{- end -}}
 {{- if $part.public -}}
 {{- $_ := set $env "DEFAULT_PROGRAMME_ID" $values.settings.defaultProgrammeId -}}
@@ -92,15 +131,7 @@ priorityClassName: {{ . }}
 {{- $_ := set $env (printf "%s_ADDRESS" (include "regulars.variable" $callee)) (printf "dns:///%s-headless:%v" .name .port) -}}
 {{- end -}}
 {{- end -}}
-{{- $keyVariables := dict
-    "internalTokenPrivate" "INTERNAL_TOKEN_PRIVATE_KEY_FILE"
-    "internalTokenPublic" "INTERNAL_TOKEN_PUBLIC_KEY_FILE"
-    "fingerprint" "FINGERPRINT_KEY_FILE"
-    "personalData" "PERSONAL_DATA_KEY_FILE"
--}}
-{{- range $part.keys -}}
-{{- $_ := set $env (get $keyVariables .) (printf "/run/regulars/keys/%s" (get $values.keys.files .)) -}}
-{{- end -}}
+{{- $env = merge $env (include "regulars.keyVariables" . | fromYaml) -}}
 {{- if has "bus" $part.uses -}}
 {{- $env = merge $env (include "regulars.busSettings" $root | fromYaml) -}}
 {{- end -}}
