@@ -33,7 +33,9 @@ PREFIX = "regulars_"
 
 GATEWAY, MEMBER, RELAY = "gateway-serve", "member-serve", "member-relay"
 REPORTING, CONSUMER = "reporting-serve", "reporting-consume"
-PARTS = (GATEWAY, MEMBER, RELAY, REPORTING, CONSUMER)
+BACKUP = "backup-wal"
+SERVING = (GATEWAY, MEMBER, RELAY, REPORTING, CONSUMER)
+PARTS = (*SERVING, BACKUP)
 
 _WORD = re.compile(r"[A-Za-z0-9_]{1,60}")
 # A value that is declared comes from code; this only keeps quotes and blanks out of the text that is exported.
@@ -167,14 +169,16 @@ AnyMetric: TypeAlias = "Metric[prometheus_client.Counter] | Metric[prometheus_cl
 _all: list[AnyMetric] = []
 
 
-def _counter(name: str, meaning: str, *labels: Label, parts: tuple[str, ...] = PARTS, most: int = 100) -> Metric[prometheus_client.Counter]:
+def _counter(
+    name: str, meaning: str, *labels: Label, parts: tuple[str, ...] = SERVING, most: int = 100
+) -> Metric[prometheus_client.Counter]:
     parent = prometheus_client.Counter(PREFIX + name, meaning, [label.name for label in labels], registry=None)
     metric = Metric(parent, meaning, labels, parts, most)
     _all.append(metric)
     return metric
 
 
-def _gauge(name: str, meaning: str, *labels: Label, parts: tuple[str, ...] = PARTS, most: int = 100) -> Metric[prometheus_client.Gauge]:
+def _gauge(name: str, meaning: str, *labels: Label, parts: tuple[str, ...] = SERVING, most: int = 100) -> Metric[prometheus_client.Gauge]:
     parent = prometheus_client.Gauge(PREFIX + name, meaning, [label.name for label in labels], registry=None)
     metric = Metric(parent, meaning, labels, parts, most)
     _all.append(metric)
@@ -182,7 +186,7 @@ def _gauge(name: str, meaning: str, *labels: Label, parts: tuple[str, ...] = PAR
 
 
 def _histogram(
-    name: str, meaning: str, *labels: Label, buckets: Sequence[float], parts: tuple[str, ...] = PARTS, most: int = 100
+    name: str, meaning: str, *labels: Label, buckets: Sequence[float], parts: tuple[str, ...] = SERVING, most: int = 100
 ) -> Metric[_Histogram]:
     parent = _Histogram(PREFIX + name, meaning, [label.name for label in labels], buckets=buckets, registry=None)
     metric = Metric(parent, meaning, labels, parts, most)
@@ -197,8 +201,8 @@ def all_metrics() -> Sequence[AnyMetric]:
 
 # Labels
 
-SERVICE = Label("service", "the service", ("gateway", "member", "reporting"))
-PART = Label("part", "the part of it; `all`: a process that is every part", ("serve", "relay", "consume", "all"))
+SERVICE = Label("service", "the service", ("gateway", "member", "reporting", "backup"))
+PART = Label("part", "the part of it; `all`: a process that is every part", ("serve", "relay", "consume", "wal", "all"))
 VERSION = Label("version", "the release", limit=1, words=False)
 ROUTE = Label("route", "the path's template, such as `/v1/sales/{sale_id}`, from the gateway's own routes", limit=100)
 METHOD = Label("method", "the HTTP method", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"))
@@ -241,11 +245,12 @@ _DELAY = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800, 7_200, 86_400)
 
 # Every process
 
-BUILD_INFO = _gauge("build_info", "1, under what runs here.", SERVICE, PART, VERSION, most=2)
+BUILD_INFO = _gauge("build_info", "1, under what runs here.", SERVICE, PART, VERSION, parts=PARTS, most=2)
 EVENT_LOOP_LAG = _histogram(
     "event_loop_lag_seconds",
     "How much later than asked the event loop came round, tried every half second: it waits for whatever holds the loop up.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+    parts=PARTS,
 )
 
 # The public API
@@ -334,6 +339,19 @@ _CHECKERS = (RELAY, REPORTING)
 LEDGER_MISMATCHES = _gauge("ledger_mismatches", "Differences that the last whole check found.", CHECK, parts=_CHECKERS)
 LEDGER_CHECKED = _gauge("ledger_checked_timestamp_seconds", "When the last whole check ended, as Unix time.", CHECK, parts=_CHECKERS)
 
+# Backups
+
+KEPT = Label("kind", "what is backed up", ("postgres", "clickhouse"))
+BACKUP_LAST_SUCCESS = _gauge(
+    "backup_last_success_timestamp_seconds", "When the newest whole base backup was taken, as Unix time.", KEPT, parts=(BACKUP,)
+)
+BACKUP_LAST_RPO = _gauge(
+    "backup_last_rpo_seconds",
+    "How old what is not in the archive yet may be: what would be lost with the server now.",
+    KEPT,
+    parts=(BACKUP,),
+)
+
 # ClickHouse
 
 _FACTS = (REPORTING, CONSUMER)
@@ -399,4 +417,4 @@ def exported(service: str, part: str, version: str) -> CollectorRegistry:
 
 
 # No series until there is something to say: a currency nobody uses, a check that was not made yet.
-_UNTIL_KNOWN: tuple[object, ...] = (BUILD_INFO, SALES_NET, REFUNDS, LEDGER_MISMATCHES, LEDGER_CHECKED)
+_UNTIL_KNOWN: tuple[object, ...] = (BUILD_INFO, SALES_NET, REFUNDS, LEDGER_MISMATCHES, LEDGER_CHECKED, BACKUP_LAST_SUCCESS, BACKUP_LAST_RPO)
