@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of the repository, wherever the command is called: the same as `regulars up` uses.
-VAR = Path(__file__).resolve().parents[3] / "var"
+# Of the repository, wherever the command is called: the same as `regulars up` uses. An image has no repository, and names it.
+VAR = Path(os.environ.get("REGULARS_VAR") or Path(__file__).resolve().parents[3] / "var")
 
 
 class AccessUnknown(Exception):

@@ -18,6 +18,10 @@ COMMANDS = {
     "reconcile": "regulars_cli.reconcile",
     "bus": "regulars_cli.bus.command",
     "reporting": "regulars_cli.reporting",
+    "doctor": "regulars_cli.doctor.command",
+    "backup": "regulars_cli.backup.command",
+    "restore": "regulars_cli.restore",
+    "definitions": "regulars_cli.definitions",
 }
 
 # As a shell names the end by SIGPIPE.

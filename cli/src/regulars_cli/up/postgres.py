@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
@@ -49,6 +50,8 @@ SETTINGS: Mapping[str, str] = {
     # Reads are few and small; workers for them would only take memory.
     "io_method": "sync",
     "max_logical_replication_workers": "0",
+    # A backup that nobody goes on with must not fill the disk with what is kept for it.
+    "max_slot_wal_keep_size": "4GB",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_checkpoints": "off",
@@ -60,6 +63,15 @@ SETTINGS: Mapping[str, str] = {
     # After a crash every file is brought to the disk before the log is replayed: at once, not one by one, which took seconds.
     **({"recovery_init_sync_method": "syncfs"} if sys.platform == "linux" else {}),
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data folder, the programs that go with it, and whom the server runs as; None: whoever starts it."""
+
+    folder: Path
+    binaries: Path
+    account: Account | None
 
 
 class EmbeddedPostgres:
@@ -90,6 +102,18 @@ class EmbeddedPostgres:
     def url(self, database: str = "postgres") -> str:
         """How to connect; known after `prepare`."""
         return f"postgresql://postgres@/{database}?host={quote(str(self._socket_dir), safe='')}"
+
+    def find_place(self) -> "Place":
+        """Where the data is, or shall be, without making any or starting anything.
+
+        Raises:
+            CannotStart: a server runs on it.
+        """
+        self._account = _account_for(self.data_dir)
+        if self._account is not None:
+            self._find_reachable_place(self._account)
+        self._refuse_second_server()
+        return Place(self.data_dir, self.binaries, self._account)
 
     def prepare(self) -> None:
         """Make everything that a start needs: the user, a place it can reach, the data folder.

@@ -166,6 +166,9 @@ def _announce(installation: Installation, topology: Topology, seeded: Mapping[st
     """Write `up.json`, from which commands find the gateway and the bus, and tell the console where everything is."""
     content = {"url": topology.url, **{name: seeded[name] for name in ("till_key", "admin_key", "store_id", "till_id")}, "pid": os.getpid()}
     content["bus"] = {"BUS_URL": topology.bus_url} | {name: value for name, value in os.environ.items() if name.startswith("KAFKA_")}
+    # What an operator's commands need to find every part.
+    given = {name: value for name, value in os.environ.items() if name.startswith(("KAFKA_", "CLICKHOUSE_"))}
+    content["environment"] = topology.environment() | given
     # Of every database this folder was started with: who goes back to one finds its keys still good.
     keys = {seeded["database"]: {name: seeded[name] for name in ("till_key", "admin_key")}}
     before = installation.read_up()

@@ -1,0 +1,222 @@
+"""`regulars backup run|wal|list|verify|prune|keygen`.
+
+Exit codes: 0 done; 1 could not be done, or what is kept is not as it should be; 2 wrong arguments.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kit.clock import SystemClock
+from regulars_cli import access
+from regulars_cli.backup import CannotBackUp
+from regulars_cli.backup.archive import Backup, Contents, read_contents
+from regulars_cli.backup.arguments import (
+    PLACE,
+    add_identity,
+    guarded,
+    instant,
+    note_place,
+    noted_settings,
+    opener_of,
+    refuse_keys_beside,
+    store_of,
+)
+from regulars_cli.backup.bases import take_base_backup
+from regulars_cli.backup.checking import Fault, prunable, verify
+from regulars_cli.backup.sealing import Sealer, new_identity
+from regulars_cli.backup.servers import Server, find_server
+from regulars_cli.backup.stores import Store
+from regulars_cli.backup.wal import FetchedElsewhere, fetch_once, has_slot
+from regulars_cli.definitions import export
+
+DEFAULT_KEEP = 7
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `backup` to the command."""
+    parser = subparsers.add_parser("backup", help="back up the database, see what there is, prove it, remove what is old")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    run = _add(actions, "run", _run, "take a base backup now, with programmes, stores and tills as files", writes=True)
+    run.add_argument("--max-rate", default="", help="how much to read a second at most, as 20M (default: as fast as it goes)")
+    run.add_argument("--no-definitions", action="store_true", help="leave programmes, stores and tills out")
+    access.add_arguments(run)
+
+    wal = _add(actions, "wal", _wal, "fetch what is written to the database, for ever, so that any moment can be restored", writes=True)
+    wal.add_argument("--every", metavar="SECONDS", type=float, default=10.0, help="how much may be lost at most (default %(default)s)")
+    wal.add_argument("--once", action="store_true", help="fetch what there is now, and end")
+    wal.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
+
+    listed = _add(actions, "list", _list, "what can be restored")
+    listed.add_argument("--json", action="store_true", help="for programs")
+    listed.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
+
+    check = _add(actions, "verify", _verify, "read everything that is kept, and prove it whole")
+    check.add_argument("backup", metavar="BACKUP", nargs="?", help="this one alone (default: all)")
+    add_identity(check)
+    check.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
+
+    prune = _add(actions, "prune", _prune, "remove old base backups and the WAL that only they need")
+    prune.add_argument("--keep", type=_at_least_one, default=DEFAULT_KEEP, help="how many of the newest stay (default %(default)s)")
+    prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    prune.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
+
+    keygen = actions.add_parser("keygen", help="make the identity that opens encrypted backups, and print its recipient")
+    keygen.add_argument("file", type=Path, help="where to write it: not where backups are, nor only on this machine")
+    keygen.set_defaults(func=guarded, action=_keygen)
+
+
+def _add(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    action: Callable[[argparse.Namespace], int],
+    help_text: str,
+    *,
+    writes: bool = False,
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=help_text)
+    flag = "--to" if writes else "--from"
+    parser.add_argument(flag, dest="place", metavar="PLACE", default="", help=PLACE)
+    parser.set_defaults(func=guarded, action=action)
+    return parser
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    store, noted = store_of(parsed), noted_settings(parsed.var)
+    refuse_keys_beside(store)
+    server, sealer = find_server(os.environ, noted), Sealer.given(os.environ)
+    extras = {} if parsed.no_definitions else _definitions(parsed)
+    began = SystemClock().now()
+    backup = asyncio.run(_back_up(server, store, sealer, extras, parsed.max_rate))
+    seconds = (SystemClock().now() - began).total_seconds()
+    note_place(parsed.var, store)
+    print(
+        f"{backup.id} is whole in {store.place}: {backup.size / 1e6:,.1f} MB in {seconds:.1f} s{', encrypted' if sealer.encrypts else ''}."
+    )
+    if not extras and not parsed.no_definitions:
+        print("Programmes, stores and tills are in the database's backup only: no gateway was found to ask for them as files.")
+    print("The keys are not in it: keep them apart, as docs/backup.md says. Without personal_data.json no name or phone can be read.")
+    return 0
+
+
+async def _back_up(server: Server, store: Store, sealer: Sealer, extras: dict[str, bytes], max_rate: str) -> Backup:
+    """A base backup; and where WAL is kept for us and nobody fetches it now, that too, so that there is no gap before it."""
+    backup = await take_base_backup(server, store, sealer, extras, max_rate)
+    async with server.connected() as connection:
+        is_kept = await has_slot(connection)
+    if is_kept:
+        # Where `regulars backup wal` runs, it does it.
+        with suppress(FetchedElsewhere):
+            await fetch_once(server, store, sealer)
+    return backup
+
+
+def _wal(parsed: argparse.Namespace) -> int:
+    store = store_of(parsed)
+    refuse_keys_beside(store)
+    server, sealer = find_server(os.environ, noted_settings(parsed.var)), Sealer.given(os.environ)
+    if parsed.once:
+        progress = asyncio.run(fetch_once(server, store, sealer))
+        note_place(parsed.var, store)
+        print(f"Everything that was committed by {instant(progress.covered.until)} is in {store.place}.")
+        return 0
+    # Loaded by those who go on for ever.
+    from regulars_cli.backup.following import follow  # noqa: PLC0415
+
+    note_place(parsed.var, store)
+    return asyncio.run(follow(server, store, sealer, parsed.every))
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    store = store_of(parsed)
+    contents = read_contents(store)
+    if parsed.json:
+        print(json.dumps([_document(contents, backup) for backup in contents.backups], indent=2))
+    else:
+        for backup in contents.backups:
+            reaches = contents.restorable_until(backup)
+            gap = "; WAL is missing after that" if contents.gap_after(backup) is not None else ""
+            encrypted = ", encrypted" if any(part.name.endswith(".age") for part in backup.parts) else ""
+            print(f"{backup.id}  {backup.size / 1e6:,.1f} MB{encrypted}, restores {instant(backup.ended_at)} to {instant(reaches)}{gap}")
+        for identity in contents.unfinished:
+            print(f"{identity}  is not whole: it is being taken now, or was cut off")
+    if not contents.backups:
+        print(f"There is no base backup in {store.place}: take one with `regulars backup run`.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _document(contents: Contents, backup: Backup) -> dict[str, Any]:
+    return {
+        "id": backup.id,
+        "bytes": backup.size,
+        "restores_from": backup.ended_at.isoformat(),
+        "restores_until": contents.restorable_until(backup).isoformat(),
+        "has_gap": contents.gap_after(backup) is not None,
+        "server_version": backup.server_version,
+        "release": backup.release,
+        "revisions": dict(backup.revisions),
+    }
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    store, opener = store_of(parsed), opener_of(parsed)
+    contents = read_contents(store)
+    backups = [each for each in contents.backups if parsed.backup in (None, each.id)]
+    if not backups:
+        raise CannotBackUp(f"There is no {'base backup' if parsed.backup is None else parsed.backup} in {store.place}.")
+    good = faults = 0
+    for found in verify(store, contents, backups, opener):
+        if isinstance(found, Fault):
+            faults += 1
+            print(found.sentence)
+        else:
+            good += 1
+    print(f"{good:,} objects of {len(backups)} base backups and their WAL are good, {faults:,} are not.")
+    if not opener.can_open(backups[-1].parts[0].name):
+        print("They are encrypted: what is inside was not looked at. Give --identity to have it opened.")
+    return 1 if faults else 0
+
+
+def _prune(parsed: argparse.Namespace) -> int:
+    store = store_of(parsed)
+    old, objects = prunable(read_contents(store), parsed.keep, SystemClock().now())
+    if not parsed.dry_run:
+        for each in objects:
+            store.delete(each.name)
+    done = "would be removed" if parsed.dry_run else "removed"
+    print(f"{len(old)} base backups and all in all {len(objects):,} objects, {sum(each.size for each in objects) / 1e6:,.1f} MB, {done}.")
+    return 0
+
+
+def _keygen(parsed: argparse.Namespace) -> int:
+    print(new_identity(parsed.file))
+    print(f"{parsed.file} opens what is encrypted for it. Keep it off this machine, and apart from the backups.", file=sys.stderr)
+    return 0
+
+
+def _definitions(parsed: argparse.Namespace) -> dict[str, bytes]:
+    """The files of the definitions, for a base backup; none where there is no gateway to ask."""
+    try:
+        files = export(_access(parsed))
+    except (access.AccessUnknown, CannotBackUp):
+        return {}
+    return {f"definitions/{name}": content for name, content in files.items()}
+
+
+def _access(parsed: argparse.Namespace) -> access.Access:
+    url, key = parsed.url or os.environ.get("REGULARS_URL", ""), parsed.key or os.environ.get("REGULARS_KEY", "")
+    return access.Access(url, key) if url and key else access.find_access(parsed)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("at least one base backup stays")
+    return int(text)
