@@ -1,6 +1,6 @@
 # Every target is one command; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help up down setup test check bench bench-events lock protos clean
+.PHONY: help up down setup test check test-cluster bench bench-events lock protos clean
 SHELL := /bin/sh
 PORT ?= 8600
 REGULARS := .venv/bin/regulars
@@ -30,6 +30,9 @@ bench: setup ## measure against pgbench on the same PostgreSQL; writes benchmark
 
 bench-events: setup ## measure events beside bare loops over the same Kafka and PostgreSQL (ARGS=--quick); writes benchmarks/results
 	@.venv/bin/python -m benchmarks.events $(ARGS)
+
+test-cluster: setup ## try the chart on the cluster of KUBECONFIG: install, sell, upgrade, kill, scale, remove (ARGS="--tag 0.1.0 --next-tag 0.1.1")
+	@.venv/bin/python -m tests.cluster --write docs/cluster-test.md $(ARGS)
 
 lock: setup ## write requirements.lock from the pyproject.toml files (ARGS=--upgrade for the newest versions)
 	@scripts/lock.sh $(ARGS)

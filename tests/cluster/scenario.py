@@ -7,9 +7,9 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 
 import msgspec
+import yaml
 
 from kit.clock import SystemClock
 from kit.ids import uuid7
@@ -23,6 +23,11 @@ READY_SECONDS = 180
 MEMORY_MIB = 2048
 REPORT_SECONDS = 60
 PARTS = ("gateway-serve", "member-serve", "member-relay", "reporting-serve", "reporting-consume")
+# What scales, with what its pods count of sales.
+WORK = {
+    "gateway-serve": r'regulars_http_requests_total\{[^}]*route="/v1/sales"[^}]*\}',
+    "member-serve": r'regulars_rpc_server_calls_total\{[^}]*ExecuteCommands"[^}]*\}',
+}
 PROBE = "regulars-probe"
 # What the probe says of a port: whether a connection came about, in seconds that a policy needs to be felt.
 METRICS = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9600/metrics', timeout=5).read().decode())"
@@ -46,12 +51,19 @@ class Scenario:
 
     async def judge_by_the_server(self) -> str:
         """Every profile, as the API server itself judges it."""
-        judged = []
+        known = (await self.cluster.kubectl("api-resources", "--no-headers")).out
+        kinds = {(fields[-3], fields[-1]) for fields in map(str.split, known.splitlines())}
+        judged, unknown = [], set[str]()
         for profile in sorted(CHART.glob("values-*.yaml")):
-            rendered = await self.cluster.helm("template", RELEASE, str(CHART), "-f", str(profile), *self._judged(profile))
-            said = await self.cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=rendered.out)
-            judged.append(f"{profile.stem.removeprefix('values-')} {len(said.out.splitlines())}")
-        return f"resources accepted by a dry run on the server: {', '.join(judged)}"
+            rendered = await self.cluster.helm("template", RELEASE, str(CHART), "-f", str(profile), "--no-hooks")
+            resources = [each for each in yaml.safe_load_all(rendered.out) if each]
+            there = [each for each in resources if (each["apiVersion"], each["kind"]) in kinds]
+            unknown |= {each["kind"] for each in resources if each not in there}
+            text = yaml.safe_dump_all(there, allow_unicode=True)
+            await self.cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+            judged.append(f"{len(there)} of {profile.stem.removeprefix('values-')}")
+        left = f"; this cluster does not know {', '.join(sorted(unknown))}" if unknown else ""
+        return f"the API server takes {', '.join(judged)}{left}"
 
     async def install(self) -> str:
         """The trial profile, from nothing until everything is ready."""
@@ -144,32 +156,37 @@ class Scenario:
         return "; ".join(lines)
 
     async def scale(self) -> str:
-        """Autoscaling adds pods under load, and takes none down under it."""
-        component = "gateway-serve"
-        before = len(await self.cluster.pods(component, ready=True))
-        more = self._values(self._tag, "services.gateway.parts.serve.autoscaling.enabled=true",
-                            f"services.gateway.parts.serve.autoscaling.minReplicas={before}",
-                            f"services.gateway.parts.serve.autoscaling.maxReplicas={before + 2}",
-                            "services.gateway.parts.serve.autoscaling.cpuUtilization=30",
-                            # Tills keep their connections; new pods get work as these end.
-                            "services.gateway.parts.serve.env.GATEWAY_CONNECTION_SECONDS=10")  # fmt: skip
-        await self.cluster.helm("upgrade", RELEASE, str(CHART), *more, "--wait", "--timeout", "180s")
+        """Autoscaling adds pods under load, and the new ones get their share of it."""
+        before = {part: len(await self.cluster.pods(part, ready=True)) for part in WORK}
+        settings = [
+            f"services.{service}.parts.{part}.autoscaling.{name}={value}"
+            for service, _, part in (each.partition("-") for each in WORK)
+            for name, value in (
+                ("enabled", "true"), ("minReplicas", before[f"{service}-{part}"]), ("maxReplicas", before[f"{service}-{part}"] + 1),
+                ("cpuUtilization", 30),
+            )
+        ]  # fmt: skip
+        # Callers keep their connections; new pods get work as these end.
+        settings += ["settings.rpcMaxConnectionAgeSeconds=10", "services.gateway.parts.serve.env.GATEWAY_CONNECTION_SECONDS=10"]
+        await self.cluster.helm("upgrade", RELEASE, str(CHART), *self._values(self._tag, *settings), "--wait", "--timeout", "180s")
+        seconds: dict[str, str] = {}
 
-        async def grew() -> bool:
-            return len(await self.cluster.pods(component, ready=True)) > before
+        async def grew(part: str) -> bool:
+            return len(await self.cluster.pods(part, ready=True)) > before[part]
+
+        async def all_work(part: str) -> bool:
+            return all([await self._sales_of(part, pod) > 0 for pod in await self.cluster.pods(part, ready=True)])
+
+        async def watch(part: str) -> None:
+            more = await until(lambda: grew(part), f"autoscaling adds a pod of {part}", 240, every=1)
+            work = await until(lambda: all_work(part), f"every pod of {part} gets work", 120, every=1)
+            seconds[part] = f"{part} from {before[part]} to {before[part] + 1} pods after {more:.0f} s, work for all {work:.0f} s later"
 
         async with self._selling(24) as sold:
-            seconds = await until(grew, "autoscaling adds a pod", 240, every=1)
-
-            async def all_work() -> bool:
-                pods = await self.cluster.pods(component, ready=True)
-                return all([await self._requests_of(pod) > 0 for pod in pods])
-
-            shared = await until(all_work, "every pod gets work", 60, every=1)
+            await asyncio.gather(*(watch(part) for part in WORK))
         self._require_none_failed(sold)
         await self._agree()
-        after = len(await self.cluster.pods(component, ready=True))
-        return f"from {before} to {after} pods of {component} in {seconds:.0f} s, work for every one {shared:.0f} s later; {sold.line()}"
+        return f"{'; '.join(seconds[part] for part in WORK)}; {sold.line()}"
 
     async def try_forbidden_edges(self) -> str:
         """Connections that no registry allows are refused, and those that one allows are not."""
@@ -219,18 +236,13 @@ class Scenario:
     def _values(self, tag: str, *settings: str) -> list[str]:
         given = [
             f"image.tag={tag}",
-            "services.gateway.parts.serve.service.type=NodePort",
             # Two of whatever sales need, so that a release rolls.
             "services.gateway.parts.serve.replicas=2",
             "services.member.parts.serve.replicas=2",
             *settings,
         ]
-        return ["-f", str(TRIAL), *(word for setting in given for word in ("--set", setting))]
-
-    def _judged(self, profile: Path) -> list[str]:
-        """What a profile leaves to whoever installs it."""
-        named = re.findall(r"(?m)^# needs: (\S+)$", profile.read_text(encoding="utf-8"))
-        return [word for setting in named for word in ("--set", setting)]
+        # Environment variables are text, also those that look like numbers.
+        return ["-f", str(TRIAL), *(word for each in given for word in ("--set-string" if ".env." in each else "--set", each))]
 
     @asynccontextmanager
     async def _selling(self, tills: int) -> AsyncIterator[Sold]:
@@ -242,7 +254,8 @@ class Scenario:
 
     async def _sign_in(self) -> None:
         """The keys of the demo chain, which the seeding Job shows once; and members to sell to."""
-        (pod,) = await self.cluster.items("pods", "app.kubernetes.io/component=seed")
+        seeding = await self.cluster.items("pods", "app.kubernetes.io/component=seed")
+        pod = next(each for each in seeding if each["status"]["phase"] == "Succeeded")
         log = (await self.cluster.kubectl("logs", pod["metadata"]["name"], "--all-containers")).out
         seeded = json.loads(next(line for line in log.splitlines() if '"till_key"' in line))
         self._till_key, self._admin_key = seeded["till_key"], seeded["admin_key"]
@@ -318,11 +331,10 @@ class Scenario:
     def _as_administrator(self) -> Tills:
         return Tills(self._url, self._admin_key, "", "", [])
 
-    async def _requests_of(self, pod: str) -> int:
-        """How many sales a pod of the gateway answered since it began."""
+    async def _sales_of(self, part: str, pod: str) -> int:
+        """How many requests with sales a pod answered since it began."""
         said = await self.cluster.kubectl("exec", pod, "--", "python", "-c", METRICS)
-        found = re.findall(r'(?m)^regulars_http_requests_total\{[^}]*route="/v1/sales"[^}]*\} (\S+)$', said.out)
-        return int(sum(float(each) for each in found))
+        return int(sum(float(each) for each in re.findall(rf"(?m)^{WORK[part]} (\S+)$", said.out)))
 
     async def _probe_as_a_stranger(self, targets: Sequence[tuple[str, int]]) -> None:
         """A pod that is none of ours is let to nothing but the gateway."""
