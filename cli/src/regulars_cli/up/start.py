@@ -49,6 +49,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default=os.environ.get("KAFKA") or None,
         help="carry events over Kafka instead of PostgreSQL: a broker of our own on this machine, or yours (or KAFKA)",
     )
+    parser.add_argument(
+        "--ops",
+        metavar="PORT",
+        type=_port,
+        default=None,
+        help="let operators and Prometheus of this machine see the services: the gateway on this port, member and reporting on the next two",
+    )
     parser.set_defaults(func=run)
 
 
@@ -59,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.reconfigure(line_buffering=True)
     try:
         with stop_on_signals():
-            up(Installation(arguments.var.absolute()), arguments.host, arguments.port, arguments.database_url, arguments.kafka or None)
+            installation, kafka = Installation(arguments.var.absolute()), arguments.kafka or None
+            up(installation, arguments.host, arguments.port, arguments.database_url, kafka, ops_port=arguments.ops)
     except StopRequested:
         return 0
     except CannotStart as error:
@@ -69,7 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def up(installation: Installation, host: str, port: int, database_url: str | None, kafka: str | None = None) -> None:
+def up(
+    installation: Installation, host: str, port: int, database_url: str | None, kafka: str | None = None, *, ops_port: int | None = None
+) -> None:
     """Start all, say so, and look after it until `StopRequested`. `kafka`: None, `local`, or where brokers are.
 
     Raises:
@@ -92,7 +102,9 @@ def up(installation: Installation, host: str, port: int, database_url: str | Non
         sockets = socket_folder(installation.run, LONGEST_SOCKET_NAME)
         if sockets != installation.run:
             at_end.callback(shutil.rmtree, sockets, ignore_errors=True)
-        topology = Topology(server_url, installation.keys, installation.logs, sockets, installation.facts, host, port, kafka)
+        topology = Topology(server_url, installation.keys, installation.logs, sockets, installation.facts, host, port, kafka, ops_port)
+        for address in topology.ops.values():
+            _check_port(address.partition(":")[0], int(address.partition(":")[2]), "--ops PORT")
         seeded = prepare_databases(topology, installation, embedded=database_url is None)
         say("Starting member, reporting and gateway.")
         supervisor.start(topology.services())
@@ -169,12 +181,17 @@ def _announce(installation: Installation, topology: Topology, seeded: Mapping[st
     # What an operator's commands need to find every part.
     given = {name: value for name, value in os.environ.items() if name.startswith(("KAFKA_", "CLICKHOUSE_"))}
     content["environment"] = topology.environment() | given
+    if topology.ops:
+        content["ops"] = topology.ops
+        content["environment"]["OPS_ADDRESSES"] = ",".join(topology.ops.values())
     # Of every database this folder was started with: who goes back to one finds its keys still good.
     keys = {seeded["database"]: {name: seeded[name] for name in ("till_key", "admin_key")}}
     before = installation.read_up()
     installation.write_up(content | {"keys": before.get("keys", {}) | keys})
     say("")
     say(f"Regulars is ready at {topology.url} (pages at {topology.url}/docs). Ctrl-C or `make down` stops it.")
+    if topology.ops:
+        say(f"Metrics and health: {', '.join(f'{name} {address}' for name, address in topology.ops.items())} (/metrics, /readyz).")
     say(f"Events go over {f'Kafka at {topology.kafka}' if topology.kafka else 'PostgreSQL'}.")
     bus_before = before.get("bus", {}).get("BUS_URL")
     if bus_before and urlsplit(bus_before).scheme != urlsplit(topology.bus_url).scheme:
@@ -218,7 +235,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int, choose: str = "`make up PORT=…`") -> None:
     with socket.socket() as probe:
         # As servers do: what is left of ended connections does not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -226,7 +243,7 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             reason = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs more rights than this user has"}.get(error.errno or 0)
-            raise CannotStart(f"Port {port} of {host} {reason or 'cannot be used'}; choose another with `make up PORT=…`.") from None
+            raise CannotStart(f"Port {port} of {host} {reason or 'cannot be used'}; choose another with {choose}.") from None
 
 
 def _trim_logs(installation: Installation, limit: int) -> None:

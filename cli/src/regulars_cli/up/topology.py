@@ -28,7 +28,11 @@ TOPICS = REPOSITORY / "protos" / "topics.yaml"
 
 @dataclass(frozen=True)
 class Topology:
-    """The services of one installation over one PostgreSQL server; `kafka`, host:port, carries the bus, or else PostgreSQL does."""
+    """The services of one installation over one PostgreSQL server; `kafka`, host:port, carries the bus, or else PostgreSQL does.
+
+    With `ops_port` operators reach the gateway's metrics and health on that port of this machine, member's on the next, and reporting's on
+    the one after.
+    """
 
     server_url: str
     keys: Path
@@ -38,6 +42,7 @@ class Topology:
     host: str
     port: int
     kafka: str | None = None
+    ops_port: int | None = None
 
     @property
     def url(self) -> str:
@@ -53,6 +58,13 @@ class Topology:
     def databases(self) -> tuple[str, ...]:
         """Those that the server must have."""
         return DATABASES if self.kafka else (*DATABASES, BUS_DATABASE)
+
+    @property
+    def ops(self) -> dict[str, str]:
+        """Where operators reach each service, if they do."""
+        if self.ops_port is None:
+            return {}
+        return {name: f"127.0.0.1:{self.ops_port + number}" for number, name in enumerate(("gateway", "member", "reporting"))}
 
     def environment(self) -> dict[str, str]:
         """The settings of all services."""
@@ -90,7 +102,8 @@ class Topology:
             command=(sys.executable, "-m", name, *arguments),
             log=self.logs / f"{name}.log",
             ready=ready,
-            environment=self.environment(),
+            # Said either way: one address for all, of the caller's environment, could be only one's.
+            environment=self.environment() | {"OPS_LISTEN": self.ops.get(name, "")},
             stop_signal=signal.SIGTERM,
             # They finish the calls under way within 20 seconds.
             stop_seconds=25,
