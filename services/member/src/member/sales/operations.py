@@ -60,7 +60,7 @@ async def list_member_sales(connection: RawConnection, member_id: str, size: int
     after = position_of(page_token, tuple[_Microseconds, UUID])
     rows = await connection.fetch(_OF_MEMBER, member_id, instant(after[0]) if after else None, after[1] if after else None, size + 1)
     ids = [row[0] for row in rows[:size]]
-    found = await load_sales(connection, ids)
+    found = await load_sales(connection, ids, [member_id])
     more = cursor(unix_us(rows[size - 1][1]), ids[-1]) if len(rows) > size else None
     return encode(page([_document(found[sale_id]) for sale_id in ids], more))
 

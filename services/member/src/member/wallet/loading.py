@@ -50,7 +50,7 @@ WHERE member_id = ANY($1::uuid[]) AND programme_id = ANY($2::text[]) ORDER BY me
 
 _READ_WALLETS = f"SELECT {_WALLET} FROM wallets WHERE member_id = ANY($1::uuid[]) AND programme_id = ANY($2::text[])"
 
-_LOCK_SALES = "SELECT sale_id FROM sales WHERE sale_id = ANY($1::uuid[]) ORDER BY sale_id FOR UPDATE"
+_LOCK_SALES = "SELECT sale_id FROM sales WHERE sale_id = ANY($1::uuid[]) AND member_id = ANY($2::uuid[]) ORDER BY sale_id FOR UPDATE"
 
 _LIVE_MEMBERS = "SELECT member_id::text FROM members WHERE member_id = ANY($1::uuid[]) AND status = 'live'"
 
@@ -75,36 +75,39 @@ SELECT {_LOT} FROM points_lots WHERE member_id = ANY($1::uuid[]) AND programme_i
 """
 
 # A lot that holds anything holds a point, so the first `need` lots in spend order cover a debit of `need` points; but for those that
-# have expired and lapse when the wallet is settled.
+# have expired and lapse when the wallet is settled. That the members are said again leads to their shard (member.distribution).
 _LOTS_TO_DEBIT = f"""
 SELECT l.* FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS w(of_member, of_programme, need)
 CROSS JOIN LATERAL (
   SELECT {_LOT} FROM points_lots
-  WHERE member_id = w.of_member AND programme_id = w.of_programme AND remaining > 0 AND matured
+  WHERE member_id = w.of_member AND member_id = ANY($1::uuid[]) AND programme_id = w.of_programme AND remaining > 0 AND matured
     AND (expires_at > $4 OR expires_at IS NULL)
   ORDER BY expires_at, available_at, lot_id LIMIT w.need
 ) AS l
 """
 
-_SALES = """
+# Where it is known whose the sales are, that leads to their shard (member.distribution).
+_OF = "AND ($2::uuid[] IS NULL OR member_id = ANY($2))"
+
+_SALES = f"""
 SELECT sale_id::text, operation_id, store_id::text, store_code, till_id::text, receipt_no, sold_at, sold_at_offset_minutes, business_day,
   currency, CASE WHEN is_guest THEN '' ELSE member_id::text END AS member_id, programme_id, channel, staff_code, gross_minor,
   discount_minor, net_minor, points_spent, points_spent_minor, payable_minor, points_earned, earn_points, earn_per_minor, earn_rounding,
   earned_lot_id::text, spent_from, discounts, tenders, recorded_at, coalesce(wallet_sequence, 0) AS wallet_sequence
-FROM sales WHERE sale_id = ANY($1::uuid[])
+FROM sales WHERE sale_id = ANY($1::uuid[]) {_OF}
 """
 
-_SALE_LINES = """
+_SALE_LINES = f"""
 SELECT sale_id::text, line_no, sku, description, category, quantity::text, unit_price::text, amount_minor, discount_minor, net_minor,
   discounts, points_spent, points_spent_minor, points_earned, multiplier_bp, rule, serials
-FROM sale_lines WHERE sale_id = ANY($1::uuid[]) ORDER BY sale_id, line_no
+FROM sale_lines WHERE sale_id = ANY($1::uuid[]) {_OF} ORDER BY sale_id, line_no
 """
 
-_REVERSALS = """
+_REVERSALS = f"""
 SELECT reversal_id::text, sale_id::text, operation_id, store_id::text, till_id::text, reversed_at, reversed_at_offset_minutes,
   business_day, reason, lines, net_minor, refund_minor, points_taken_back, points_returned, returned_to, refunds, recorded_at,
   coalesce(wallet_sequence, 0) AS wallet_sequence
-FROM reversals WHERE sale_id = ANY($1::uuid[]) ORDER BY reversal_id
+FROM reversals WHERE sale_id = ANY($1::uuid[]) {_OF} ORDER BY reversal_id
 """
 
 
@@ -183,10 +186,10 @@ async def _fetch_wallets(connection: RawConnection, query: str, keys: set[Wallet
     }  # fmt: skip
 
 
-async def lock_sales(connection: RawConnection, sale_ids: Iterable[str]) -> None:
-    """Locks guests' sales, in the order of their ids."""
-    if wanted := sorted(sale_ids):
-        await connection.execute(_LOCK_SALES, wanted)
+async def lock_sales(connection: RawConnection, owners: Iterable[SaleOwner]) -> None:
+    """Locks sales, in the order of their ids."""
+    if wanted := {owner.sale_id: owner.member_id for owner in owners}:
+        await connection.execute(_LOCK_SALES, sorted(wanted), sorted(set(wanted.values())))
 
 
 async def load_lots(
@@ -215,16 +218,22 @@ async def load_lots(
             wallet.lots[row[2]] = Lot(*row[2:])
 
 
-async def load_sales(connection: RawConnection, sale_ids: Iterable[str]) -> dict[str, SaleWithReversals]:
-    """Sales with their lines and reversals, in the order asked for; those that do not exist are left out."""
+async def load_sales(
+    connection: RawConnection, sale_ids: Iterable[str], owner_ids: Iterable[str] | None = None
+) -> dict[str, SaleWithReversals]:
+    """Sales with their lines and reversals, in the order asked for; those that do not exist are left out.
+
+    `owner_ids`: whose they are, members or for guests' sales stores, where that is known; None: not known, they are looked for everywhere.
+    """
     wanted = list(sale_ids)
     if not wanted:
         return {}
+    given = (wanted, sorted(set(owner_ids)) if owner_ids is not None else None)
     lines: dict[str, list[SaleLine]] = {}
-    for row in await connection.fetch(_SALE_LINES, wanted):
+    for row in await connection.fetch(_SALE_LINES, *given):
         lines.setdefault(row[0], []).append(_sale_line(row))
-    found = {row[0]: SaleWithReversals(_sale(row, tuple(lines.get(row["sale_id"], ())))) for row in await connection.fetch(_SALES, wanted)}
-    for row in await connection.fetch(_REVERSALS, wanted):
+    found = {row[0]: SaleWithReversals(_sale(row, tuple(lines.get(row["sale_id"], ())))) for row in await connection.fetch(_SALES, *given)}
+    for row in await connection.fetch(_REVERSALS, *given):
         found[row["sale_id"]].reversals.append(_reversal(row))
     return {sale_id: found[sale_id] for sale_id in wanted if sale_id in found}
 

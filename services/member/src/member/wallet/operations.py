@@ -223,7 +223,7 @@ class _Group:
         keys = {key for command in commands if (key := self._wallet_key(command, owners)) is not None}
         if self.locks:
             self.wallets = await lock_wallets(connection, keys, self.now)
-            await lock_sales(connection, {owner.sale_id for owner in owners.values() if owner.is_guest})
+            await lock_sales(connection, [owner for owner in owners.values() if owner.is_guest])
             # After the locks: whoever held them has committed, so a replay that ran beside its original finds the answer.
             self.answers, seq = await find_decided(connection, [command.operation_id for command in commands])
             self.book = await self.programmes.current(connection, seq)
@@ -234,7 +234,7 @@ class _Group:
             self.book = await self.programmes.current(connection)
         undecided = [command for command in commands if command.operation_id not in self.answers]
         reversed_ids = {sale_id for c in undecided if isinstance(c.act, SaleToReverse) and (sale_id := self._sale_id(c.act)) in owners}
-        self.sales = await load_sales(connection, reversed_ids)
+        self.sales = await load_sales(connection, reversed_ids, {owners[sale_id].member_id for sale_id in reversed_ids})
         lot_ids = {lot_id for found in self.sales.values() for lot_id, _ in found.sale.spent_from}
         lot_ids |= {found.sale.earned_lot_id for found in self.sales.values() if found.sale.earned_lot_id}
         await load_lots(connection, self.wallets, self.now, debits=self._debits(undecided), lot_ids=lot_ids)

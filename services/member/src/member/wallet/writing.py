@@ -33,7 +33,7 @@ WITH lots AS (
   SET balance = n.balance, pending = n.pending, debt = n.debt, sequence = n.sequence, expiries = n.expiries::jsonb,
       maturities = n.maturities::jsonb, updated_at = $8
   FROM unnest($3::new_wallet_figures[]) AS n
-  WHERE w.member_id = n.member_id AND w.programme_id = n.programme_id
+  WHERE w.member_id = n.member_id AND w.programme_id = n.programme_id AND w.member_id = ANY($9::uuid[])
 ), sales AS (
   INSERT INTO sales (sale_id, member_id, is_guest, programme_id, operation_id, store_id, store_code, till_id, receipt_no, sold_at,
     sold_at_offset_minutes, business_day, currency, channel, staff_code, gross_minor, discount_minor, net_minor, points_spent,
@@ -61,7 +61,7 @@ _UPDATE_LOTS = """
 UPDATE points_lots AS l
 SET remaining = n.remaining, expired = n.expired, matured = n.matured, expires_at = n.expires_at
 FROM unnest($1::new_lot[]) AS n
-WHERE l.member_id = n.member_id AND l.programme_id = n.programme_id AND l.lot_id = n.lot_id
+WHERE l.member_id = n.member_id AND l.programme_id = n.programme_id AND l.lot_id = n.lot_id AND l.member_id = ANY($2::uuid[])
 """
 
 _REVERSAL_COLUMNS = (
@@ -93,9 +93,11 @@ async def write(
     them is stored already; the transaction is over then.
     """
     changed = [wallet for wallet in wallets if wallet.entries]
+    # Also said apart from the rows: where rows are distributed by member, only this leads to their shard (member.distribution).
+    member_ids = [wallet.member_id for wallet in changed]
     lots = [(wallet, lot) for wallet in changed for lot in wallet.lots.values() if lot.is_changed]
     if kept := [_lot_row(w, lot) for w, lot in lots if not lot.is_new]:
-        await connection.execute(_UPDATE_LOTS, kept)
+        await connection.execute(_UPDATE_LOTS, kept, member_ids)
     if reversals:
         rows = [_reversal_row(sale, reversal) for sale, reversal in reversals]
         await connection.copy_records_to_table("reversals", columns=_REVERSAL_COLUMNS, records=rows)
@@ -112,6 +114,7 @@ async def write(
             [event.row() for event in events],
             [answer.row() for answer in sorted(answers, key=Answer.id_of)],
             now,
+            member_ids,
         )
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name == "operations_pkey":
