@@ -10,8 +10,8 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-16s%s\n", $$1, $$2 }'
 
 # make hands DATABASE_URL on through the environment: it may hold a password, and a command line can be read by others.
-up: setup ## start everything on this machine until Ctrl-C (PORT=8600; DATABASE_URL=postgresql://… for the embedded server; KAFKA=local or host:port for the bus)
-	@exec $(REGULARS) up --port '$(PORT)'
+up: setup ## start everything on this machine until Ctrl-C (PORT=8600; DATABASE_URL=postgresql://… for the embedded server; KAFKA=local or host:port for the bus; OPS=9600 for metrics)
+	@exec $(REGULARS) up --port '$(PORT)' $(if $(OPS),--ops '$(OPS)')
 
 down: ## stop what `make up` started, and nothing else
 	@if [ -x $(REGULARS) ]; then $(REGULARS) down; else echo "Nothing is running."; fi

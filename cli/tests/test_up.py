@@ -14,7 +14,9 @@ import pytest
 from regulars_cli import main as command
 from regulars_cli.up import start
 from regulars_cli.up.installation import Installation
+from regulars_cli.up.kafka import free_ports
 from regulars_cli.up.processes import Identity
+from regulars_cli.up.topology import Topology
 
 
 @pytest.fixture
@@ -40,6 +42,24 @@ def test_a_port_in_use_is_refused(var: Path, taken_port: int, capsys: pytest.Cap
     said = refusal(capsys, "--var", str(var), "--port", str(taken_port))
     assert said == f"Cannot start: Port {taken_port} of 127.0.0.1 is in use; choose another with `make up PORT=…`.\n"
     assert not (var / "postgres").exists()
+
+
+def test_an_operators_port_in_use_is_refused(var: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway, member, *_ = free_ports(2)
+    with socket.create_server(("127.0.0.1", member)):
+        said = refusal(capsys, "--var", str(var), "--port", str(gateway), "--ops", str(member - 1))
+    assert said.endswith(" of 127.0.0.1 is in use; choose another with `regulars up --ops PORT`.\n")
+    assert not (var / "postgres").exists()
+
+
+def test_each_service_has_an_operators_port_of_its_own_if_asked_for(tmp_path: Path) -> None:
+    def listening(ops_port: int | None) -> dict[str, str]:
+        folders = (tmp_path, tmp_path, tmp_path, tmp_path)
+        topology = Topology("postgresql:///", *folders, host="127.0.0.1", port=8600, ops_port=ops_port)
+        return {spec.name: spec.environment["OPS_LISTEN"] for spec in topology.services()}
+
+    assert listening(9600) == {"gateway": "127.0.0.1:9600", "member": "127.0.0.1:9601", "reporting": "127.0.0.1:9602"}
+    assert listening(None) == {"gateway": "", "member": "", "reporting": ""}
 
 
 def test_a_var_of_a_newer_release_is_left_alone(var: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from regulars_cli.up.postgres import EmbeddedPostgres
 from regulars_cli.up.preparation import prepare_databases
 from regulars_cli.up.sockets import socket_folder
 from regulars_cli.up.supervisor import StopRequested, Supervisor, keep_log_small, stop_on_signals
-from regulars_cli.up.topology import LONGEST_SOCKET_NAME, REPOSITORY, Topology
+from regulars_cli.up.topology import LONGEST_SOCKET_NAME, OPS_PORTS, REPOSITORY, Topology
 
 DEFAULT_PORT = 8600
 LOCAL = "local"
@@ -52,9 +52,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--ops",
         metavar="PORT",
-        type=_port,
+        type=_ops_port,
         default=None,
-        help="let operators and Prometheus of this machine see the services: the gateway on this port, member and reporting on the next two",
+        help="let operators of this machine see metrics and health: the gateway's on this port, member's and reporting's on the next two",
     )
     parser.set_defaults(func=run)
 
@@ -89,6 +89,8 @@ def up(
         for name in installation.stop_leftovers():
             say(f"Stopped the {name} that an earlier start left running.")
         _check_port(host, port)
+        for number in range(OPS_PORTS if ops_port is not None else 0):
+            _check_port("127.0.0.1", (ops_port or 0) + number, "`regulars up --ops PORT`")
         _trim_logs(installation, START_LOG_BYTES)
         supervisor = Supervisor(say, installation.note_processes)
         at_end.callback(installation.forget_processes)
@@ -103,8 +105,6 @@ def up(
         if sockets != installation.run:
             at_end.callback(shutil.rmtree, sockets, ignore_errors=True)
         topology = Topology(server_url, installation.keys, installation.logs, sockets, installation.facts, host, port, kafka, ops_port)
-        for address in topology.ops.values():
-            _check_port(address.partition(":")[0], int(address.partition(":")[2]), "--ops PORT")
         seeded = prepare_databases(topology, installation, embedded=database_url is None)
         say("Starting member, reporting and gateway.")
         supervisor.start(topology.services())
@@ -233,6 +233,13 @@ def _port(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
     return int(text)
+
+
+def _ops_port(text: str) -> int:
+    port = _port(text)
+    if port + OPS_PORTS > 65536:
+        raise argparse.ArgumentTypeError(f"the services take {OPS_PORTS} ports from this one on, up to 65535")
+    return port
 
 
 def _check_port(host: str, port: int, choose: str = "`make up PORT=…`") -> None:

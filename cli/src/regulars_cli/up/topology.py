@@ -22,6 +22,9 @@ from regulars_cli.up.processes import ProcessSpec
 REPOSITORY = Path(__file__).resolve().parents[4]
 DATABASES = ("member", "gateway")
 BUS_DATABASE = "bus"
+# In the order of their operators' ports.
+SERVICES = ("gateway", "member", "reporting")
+OPS_PORTS = len(SERVICES)
 LONGEST_SOCKET_NAME = "reporting.sock"
 TOPICS = REPOSITORY / "protos" / "topics.yaml"
 
@@ -64,7 +67,7 @@ class Topology:
         """Where operators reach each service, if they do."""
         if self.ops_port is None:
             return {}
-        return {name: f"127.0.0.1:{self.ops_port + number}" for number, name in enumerate(("gateway", "member", "reporting"))}
+        return {name: f"127.0.0.1:{self.ops_port + number}" for number, name in enumerate(SERVICES)}
 
     def environment(self) -> dict[str, str]:
         """The settings of all services."""
