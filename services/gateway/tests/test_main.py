@@ -10,6 +10,7 @@ import pytest
 
 from gateway.main import main, open_services
 from gateway.settings import Settings
+from kit.health import Health
 from kit.keys import create_missing_keys
 from kit.settings import load
 
@@ -107,7 +108,7 @@ def test_another_installations_fingerprint_key_is_refused_in_one_sentence(
     monkeypatch.setenv("GATEWAY_DATABASE_URL", make_database(database))
 
     async def start() -> None:
-        async with open_services(load(Settings)):
+        async with open_services(load(Settings), Health()):
             pass
 
     for _ in range(2):

@@ -10,6 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from gateway.server import Endings, JoiningTransport, make_server
+from kit.health import Health
 from tests.bus.world import until
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
@@ -87,10 +88,10 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> boo
 
 
 async def test_a_connection_lasts_until_the_gateway_drains_and_then_ends_with_an_answer() -> None:
-    endings = Endings()
-    async with connected(endings) as (reader, writer):
+    health = Health()
+    async with connected(Endings(health=health)) as (reader, writer):
         assert [await ask(reader, writer) for _ in range(3)] == [True] * 3
-        endings.is_draining = True
+        health.drain()
         assert not await ask(reader, writer)
         assert await reader.read() == b""
 

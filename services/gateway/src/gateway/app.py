@@ -13,7 +13,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from gateway import health, openapi
-from gateway.edge import Edge
+from gateway.edge import Edge, count_refusal
 from gateway.http import Answer
 from gateway.members import routes as members
 from gateway.members import schemas as member_schemas
@@ -37,6 +37,7 @@ from gateway.stores import routes as stores
 from gateway.stores import schemas as store_schemas
 from gateway.wallets import routes as wallets
 from gateway.wallets import schemas as wallet_schemas
+from kit.metrics import ROUTE
 from kit.problems import Refusal
 
 SLICES = (members, points, sales, stores, programmes, operations, wallets, reports, rebuilding, reconciling)
@@ -60,7 +61,10 @@ SWAGGER_UI = str(files("fastapi_offline") / "static")
 
 def create_app(services: Services) -> ASGIApp:
     """The gateway as an ASGI app."""
-    return Edge(create_fastapi(services), services.directory, {("POST", SALES): SaleRecorder(services)})
+    app = create_fastapi(services)
+    ROUTE.declare(route.path for module in (*SLICES, health) for route in module.router.routes if isinstance(route, APIRoute))
+    ROUTE.declare(("/docs", "/openapi.json"))
+    return Edge(app, services.directory, {("POST", SALES): SaleRecorder(services)})
 
 
 def create_fastapi(services: Services) -> FastAPI:
@@ -105,7 +109,9 @@ async def _docs() -> Response:
 
 
 async def _on_refusal(_request: Request, error: Exception) -> Response:
-    return Answer.problem(cast("Refusal", error)).response()
+    refusal = cast("Refusal", error)
+    count_refusal(refusal)
+    return Answer.problem(refusal).response()
 
 
 async def _on_invalid_parameters(_request: Request, error: Exception) -> Response:

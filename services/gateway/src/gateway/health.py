@@ -33,14 +33,18 @@ async def healthz() -> Response:
     return Answer(200, msgspec.json.encode(Health("ok"))).response()
 
 
-@router.get("/readyz", summary="Ready?", responses=gives(Readiness) | gives(Readiness, 503, "The gateway's own database is away"))
+_not_ready = gives(Readiness, 503, "The gateway's own database is away, or the gateway is about to stop")
+
+
+@router.get("/readyz", summary="Ready?", responses=gives(Readiness) | _not_ready)
 async def readyz(services: GatewayServices) -> Response:
-    """Fails only on the gateway's own database: another service that is away must not take every gateway out."""
+    """Fails only on the gateway's own database, and before a stop: another service that is away must not take every gateway out."""
     database = await _database_answers(services)
     member, reporting = await asyncio.gather(services.member.is_serving(), services.reporting.is_serving())
     dependencies = {"database": _said(database), "member": _said(member), "reporting": _said(reporting)}
-    body = msgspec.json.encode(Readiness("ready" if database else "not_ready", dependencies))
-    return Response(body, 200 if database else 503, media_type="application/json")
+    ready = database and not services.health.is_draining
+    body = msgspec.json.encode(Readiness("ready" if ready else "not_ready", dependencies))
+    return Response(body, 200 if ready else 503, media_type="application/json")
 
 
 def _said(answers: bool) -> str:  # noqa: FBT001

@@ -42,11 +42,10 @@ class Head(msgspec.Struct, frozen=True, gc=False):
             return text
         return trace.trace_id
 
-    def trace(self) -> TraceContext:
-        """The request's place in the caller's trace, or the start of one."""
+    def trace(self) -> TraceContext | None:
+        """The caller's place in its trace, if it named one."""
         given = self.headers.get(b"traceparent")
-        before = TraceContext.parse(given.decode("latin-1")) if given else None
-        return before.child() if before else TraceContext.new()
+        return TraceContext.parse(given.decode("latin-1")) if given else None
 
     def idempotency_key(self) -> str | None:
         """The Idempotency-Key."""

@@ -12,16 +12,23 @@ deadlines; a command past its deadline is answered 503. What was submitted is se
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from time import perf_counter
 from typing import Protocol
 
 import grpc
 
 from gateway.problems import internal_error, member_away, too_busy
+from kit.metrics import LANE_GROUP_SIZE, LANE_QUEUED, LANE_REFUSED, LANE_WAIT, live
 from kit.problems import render
+from kit.rpc import record_call
+from kit.telemetry import TraceContext
+from kit.tracing import recorder
 from regulars.member.v1 import wallet_service_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+EXECUTE = "regulars.member.v1.WalletService/ExecuteCommands"
 
 # Writes that make it worth to have a second group under way, and how long a group may take before others no longer wait for it.
 ENOUGH_BESIDE = 24
@@ -35,6 +42,10 @@ GROUP_BYTES = 16 * 1024 * 1024
 RETRIED_CODES = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED})
 
 
+_queued = live(LANE_QUEUED, "till")
+_group_sizes, _group_waits = LANE_GROUP_SIZE.of("till"), LANE_WAIT.of("till")
+
+
 class Execute(Protocol):
     """The call of the member service (a stub's ExecuteCommands)."""
 
@@ -45,13 +56,16 @@ class Execute(Protocol):
 class Waiting:
     """A write under way: its command, and the outcome when it is known."""
 
-    __slots__ = ("bytes", "command", "deadline", "outcome")
+    __slots__ = ("bytes", "command", "deadline", "outcome", "since", "traceparent")
 
-    def __init__(self, command: pb.Command, size: int, deadline: float, outcome: "asyncio.Future[pb.Outcome]") -> None:
+    def __init__(self, command: pb.Command, size: int, since: float, deadline: float, outcome: "asyncio.Future[pb.Outcome]") -> None:
         self.command = command
         self.bytes = size
+        self.since = since
         self.deadline = deadline
         self.outcome = outcome
+        # Of the request; the command goes out under the span of the call that takes it.
+        self.traceparent = command.traceparent
 
     def answer(self, outcome: pb.Outcome) -> None:
         """Gives the outcome to whoever waits; late ones are dropped."""
@@ -80,6 +94,7 @@ class Lane:
         self._capacity = capacity
         self._queue: deque[Waiting] = deque()
         self._under_way: asyncio.Task[None] | None = None
+        _queued.add(self._queue.__len__)
 
     @property
     def is_busy(self) -> bool:
@@ -89,6 +104,7 @@ class Lane:
     def submit(self, waiting: Waiting) -> None:
         """Queues a write. Raises Refusal (503, too_busy) when the lane is full."""
         if len(self._queue) >= self._capacity:
+            LANE_REFUSED.of("till").inc()
             raise too_busy()
         self._queue.append(waiting)
         self.start()
@@ -132,6 +148,8 @@ class Lane:
         while queue and len(group) < self._group_size and size + queue[0].bytes <= GROUP_BYTES:
             size += queue[0].bytes
             group.append(queue.popleft())
+        _group_sizes.observe(len(group))
+        _group_waits.observe(asyncio.get_running_loop().time() - group[0].since)
         return group
 
 
@@ -150,7 +168,8 @@ class Lanes:
         """
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[pb.Outcome] = loop.create_future()
-        self._lanes[hash(key) % len(self._lanes)].submit(Waiting(command, size, loop.time() + self._deadline_seconds, outcome))
+        now = loop.time()
+        self._lanes[hash(key) % len(self._lanes)].submit(Waiting(command, size, now, now + self._deadline_seconds, outcome))
         return outcome
 
     async def drained(self) -> None:
@@ -169,6 +188,8 @@ class ImportLanes:
         self._capacity = capacity
         self._deadline_seconds = deadline_seconds
         self._under_way: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+        live(LANE_QUEUED, "import").add(lambda: self._waiting)
 
     async def run(self, commands: Sequence[pb.Command]) -> list[pb.Outcome]:
         """The outcomes of a group of commands, decided in order in one call.
@@ -176,18 +197,28 @@ class ImportLanes:
         Raises Refusal (503, too_busy) when too many groups wait.
         """
         if len(self._under_way) >= self._capacity:
+            LANE_REFUSED.of("import").inc()
             raise too_busy()
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._deadline_seconds
-        group = [Waiting(command, 0, deadline, loop.create_future()) for command in commands]
+        now = loop.time()
+        group = [Waiting(command, 0, now, now + self._deadline_seconds, loop.create_future()) for command in commands]
         task = loop.create_task(self._send(group))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return [await waiting.outcome for waiting in group]
 
     async def _send(self, group: list[Waiting]) -> None:
-        async with self._free:
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            LANE_GROUP_SIZE.of("import").observe(len(group))
+            LANE_WAIT.of("import").observe(asyncio.get_running_loop().time() - group[0].since)
             await send_group(self._execute, group)
+        finally:
+            self._free.release()
 
     async def drained(self) -> None:
         """Returns when no group is under way."""
@@ -226,6 +257,37 @@ async def send_group(execute: Execute, group: list[Waiting], behind: deque[Waiti
 
 
 async def _call(execute: Execute, group: list[Waiting], behind: deque[Waiting] | None) -> pb.ExecuteCommandsResponse:
+    """One attempt. In each trace that is recorded it has a span of its own, below which the member service's is."""
+    if recorder() is None:
+        return await _answered(execute, group, behind)
+    begun, code = perf_counter(), "OK"
+    calls = _name_calls(group)
+    try:
+        return await _answered(execute, group, behind)
+    except grpc.aio.AioRpcError as error:
+        code = error.code().name
+        raise
+    finally:
+        seconds = perf_counter() - begun
+        for above, at in calls.values():
+            record_call(EXECUTE, "client", at, above.span_id, seconds, code, **{"regulars.group_size": len(group)})
+
+
+def _name_calls(group: Iterable[Waiting]) -> Mapping[str, tuple[TraceContext, TraceContext]]:
+    """Has each command go out under a span of its request's trace; an import's commands are one request's."""
+    calls: dict[str, tuple[TraceContext, TraceContext]] = {}
+    for waiting in group:
+        named = calls.get(waiting.traceparent)
+        if named is None:
+            above = TraceContext.parse(waiting.traceparent)
+            if above is None:
+                continue
+            named = calls[waiting.traceparent] = (above, above.child())
+        waiting.command.traceparent = named[1].header()
+    return calls
+
+
+async def _answered(execute: Execute, group: list[Waiting], behind: deque[Waiting] | None) -> pb.ExecuteCommandsResponse:
     request = pb.ExecuteCommandsRequest(commands=[waiting.command for waiting in group])
     # Every client has its answer at its own deadline; the call itself is not given up while one of them waits.
     remaining = group[-1].deadline - asyncio.get_running_loop().time()

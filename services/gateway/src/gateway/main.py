@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,18 @@ import uvloop
 from gateway.database import MIGRATIONS
 from gateway.settings import DatabaseSettings, SeedSettings, Settings
 from kit.clock import SystemClock
-from kit.db import DatabaseIsNewer, NotMigrated, create_engine, forgive_lost_connections, migrate, wait_until_migrated, wait_until_ready
+from kit.db import (
+    DatabaseIsNewer,
+    NotMigrated,
+    answers,
+    create_engine,
+    forgive_lost_connections,
+    migrate,
+    wait_until_migrated,
+    wait_until_ready,
+)
 from kit.memory import freeze_start_up
+from kit.ops import CannotListen, OpsSettings, operated, stop_when_told
 from kit.problems import Refusal
 from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
@@ -29,6 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from gateway.services import Services
+    from kit.health import Health
 
 DATABASE_WAIT_SECONDS = 30
 MIGRATION_WAIT_SECONDS = 300.0
@@ -59,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         return _run(chosen)
-    except (CannotStart, NotMigrated) as reason:
+    except (CannotStart, CannotListen, NotMigrated) as reason:
         print(reason, file=sys.stderr)
         return 1
     except SettingsInvalid as invalid:
@@ -72,21 +84,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(chosen: argparse.Namespace) -> int:
     settings = load(DatabaseSettings)
-    configure_logging("gateway", settings.log_level)
+    configure_logging("gateway", settings.log_level, chosen.command)
     match chosen.command:
         case "migrate":
             uvloop.run(migrate(settings.database_url, MIGRATIONS))
         case "await-migrated":
             uvloop.run(wait_until_migrated(settings.database_url, MIGRATIONS, chosen.seconds))
         case "serve":
-            uvloop.run(serve(load(Settings)))
+            uvloop.run(serve(load(Settings), load(OpsSettings), "serve"))
         case "all":
-            serving = load(Settings)
+            serving, ops = load(Settings), load(OpsSettings)
             # In a process of its own, so that what serves does not keep the memory of the tools that migrated.
             migrated = subprocess.run([sys.executable, "-m", "gateway", "migrate"], check=False)
             if migrated.returncode:
                 return migrated.returncode
-            uvloop.run(serve(serving))
+            uvloop.run(serve(serving, ops, "all"))
         case _:
             return uvloop.run(_administer(settings, chosen))
     return 0
@@ -133,20 +145,21 @@ async def _own_fingerprint_key(engine: "AsyncEngine", file: Path) -> bytes:
     return key
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, ops: OpsSettings, part: str) -> None:
     """Answers requests until told to stop; then lets those under way end."""
     from gateway.app import create_app
-    from gateway.server import Endings, serve_http
+    from gateway.server import Endings, make_server, serve_http
 
     asyncio.get_running_loop().set_exception_handler(forgive_lost_connections)
-    async with open_services(settings) as services:
-        app = create_app(services)
+    async with operated("gateway", part, ops) as health, open_services(settings, health) as services:
+        endings = Endings(settings.connection_seconds, health)
+        server = make_server(create_app(services), settings.host, settings.port, services.kpis.close, endings, health.start)
         freeze_start_up()
-        await serve_http(app, settings.host, settings.port, services.kpis.close, Endings(settings.connection_seconds))
+        await serve_http(server, stop_when_told(health, ops.drain_seconds))
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator["Services"]:
+async def open_services(settings: Settings, health: "Health") -> AsyncIterator["Services"]:
     """The gateway's parts, put together; at the end, writes under way are waited for."""
     from gateway.directory import DATABASE_FAULTS, Directory
     from gateway.member import MemberService
@@ -167,6 +180,7 @@ async def open_services(settings: Settings) -> AsyncIterator["Services"]:
             await wait_until_ready(engine, DATABASE_WAIT_SECONDS)
         except DATABASE_FAULTS as error:
             raise CannotStart(f"The database of GATEWAY_DATABASE_URL did not answer ({type(error).__name__}).") from error
+        health.require("database", partial(answers, engine))
         directory = Directory(engine)
         try:
             await directory.catch_up()
@@ -179,7 +193,7 @@ async def open_services(settings: Settings) -> AsyncIterator["Services"]:
             kpis = KpiBoard(directory, reporting, clock)
             polling = asyncio.create_task(directory.poll())
             try:
-                yield Services(engine, clock, directory, member, reporting, kpis, settings.default_programme_id)
+                yield Services(engine, clock, directory, member, reporting, kpis, settings.default_programme_id, health)
                 await member.drained()
             finally:
                 polling.cancel()

@@ -14,6 +14,7 @@ from gateway.lanes import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, RETRIED_CO
 from gateway.problems import member_away
 from gateway.settings import Settings
 from kit.clock import Clock
+from kit.rpc import call_metadata
 from kit.tokens import TokenMinter
 from regulars.member.v1 import member_service_pb2 as members_pb
 from regulars.member.v1 import wallet_service_pb2 as pb
@@ -110,7 +111,7 @@ class MemberService(Service):
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                return await method(request, timeout=max(deadline - loop.time(), FIRST_PAUSE_SECONDS))
+                return await method(request, timeout=max(deadline - loop.time(), FIRST_PAUSE_SECONDS), metadata=call_metadata())
             except grpc.aio.AioRpcError as error:
                 if error.code() not in RETRIED_CODES or loop.time() + pause > deadline:
                     if refusal := self._refusal(error):

@@ -3,7 +3,8 @@
 import asyncio
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from typing import Any, cast
@@ -11,6 +12,8 @@ from typing import Any, cast
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from kit.health import Health
 
 # Tills keep their connection between two sales.
 KEEP_ALIVE_SECONDS = 75
@@ -24,22 +27,43 @@ class Endings:
     A connection ends with an answer that says so (`Connection: close`): a client that keeps it for the next request never finds it dead.
     """
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.is_draining = False
+    def __init__(self, seconds: float = 0.0, health: Health | None = None) -> None:
         self._seconds = seconds
+        self._health = health
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether all of them end."""
+        return self._health is not None and self._health.is_draining
 
     def due_at(self, began: float) -> float:
         """The time (of the loop) after which a connection that began then shall end. Not all of those that began at once end at once."""
         return began + self._seconds * random.uniform(0.75, 1.25) if self._seconds else inf  # noqa: S311  # spreads load, hides nothing
 
 
-async def serve_http(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None], endings: Endings | None = None) -> None:
-    """Answers requests until told to stop; then lets those under way end, after `on_stop` ended those that would last."""
-    await make_server(app, host, port, on_stop, endings).serve()
+async def serve_http(server: "Server", stopping: asyncio.Event) -> None:
+    """Answers requests until it is told to stop; then lets those under way end."""
+
+    async def stop() -> None:
+        await stopping.wait()
+        server.should_exit = True
+
+    waiting = asyncio.create_task(stop())
+    try:
+        await server.serve()
+    finally:
+        waiting.cancel()
 
 
-def make_server(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None], endings: Endings | None = None) -> uvicorn.Server:
-    """The server of `serve_http`, not yet started."""
+def make_server(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    on_stop: Callable[[], None],
+    endings: Endings | None = None,
+    on_start: Callable[[], None] = lambda: None,
+) -> "Server":
+    """A server, not yet started. It calls `on_start` once it listens, and `on_stop`, which ends answers that would last, when it stops."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -54,15 +78,26 @@ def make_server(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None],
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    return _Server(config, on_stop)
+    return Server(config, on_start, on_stop)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Uvicorn waits for the answers under way when it stops; a stream would have it wait in vain."""
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
         super().__init__(config)
+        self._on_start = on_start
         self._on_stop = on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens."""
+        await super().startup(sockets)
+        self._on_start()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals to whoever started it: uvicorn would end the process by them before what is under way behind it has ended."""
+        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops."""

@@ -1,6 +1,6 @@
 """What the routes work with, put together once by `main`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -13,6 +13,7 @@ from gateway.problems import forbidden
 from gateway.reporting import ReportingService
 from gateway.reports.operations import KpiBoard
 from kit.clock import Clock
+from kit.health import Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Services:
     reporting: ReportingService
     kpis: KpiBoard
     default_programme_id: str
+    health: Health = field(default_factory=Health)
 
 
 CALLER = "regulars.caller"

@@ -5,6 +5,7 @@ skips states and holds up nobody, and the board keeps nothing for it.
 """
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from gateway.directory import Directory
 from gateway.problems import too_many_streams
 from gateway.reporting import ReportingService
 from kit.clock import Clock
+from kit.metrics import KPI_STREAMS, live
 from kit.problems import Refusal
 from regulars.member.v1 import wallet_service_pb2 as member_pb
 from regulars.reporting.v1 import report_service_pb2 as pb
@@ -75,6 +77,7 @@ class KpiBoard:
         self._next = asyncio.Event()
         self._polling: asyncio.Task[None] | None = None
         self.closed = asyncio.Event()
+        live(KPI_STREAMS).add(lambda: len(self._watching))
 
     @property
     def is_polling(self) -> bool:
@@ -90,7 +93,8 @@ class KpiBoard:
         if self._polling is None:
             # What was read before nobody watched is old.
             self._state = _State(number=self._state.number)
-            self._polling = asyncio.create_task(self._poll())
+            # For everybody, and no part of the request that happened to be the first.
+            self._polling = asyncio.create_task(self._poll(), context=contextvars.Context())
         return watching
 
     def leave(self, watching: Watching) -> None:
