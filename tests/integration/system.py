@@ -48,16 +48,17 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_
 
 @contextmanager
 def running_system(
-    kafka: str | None = None, *, bus_url: str = "", prepare: Callable[["System"], None] = lambda _: None
+    kafka: str | None = None, *, bus_url: str = "", ops_port: int | None = None, prepare: Callable[["System"], None] = lambda _: None
 ) -> Iterator["System"]:
     """A system of its own in a new folder, stopped and removed at the end; its bus is PostgreSQL, a `local` Kafka, or one at host:port.
 
-    Services reach that PostgreSQL or Kafka by `bus_url` if it is given. `prepare` is called before the first start.
+    Services reach that PostgreSQL or Kafka by `bus_url` if it is given. `ops_port`: the first port on which operators reach the services.
+    `prepare` is called before the first start.
     """
     folder = Path(tempfile.mkdtemp(prefix="regulars-test-"))
     # Root's PostgreSQL runs as another user, to whom pytest's own folders are closed.
     folder.chmod(0o711)
-    system = System(folder, kafka, bus_url)
+    system = System(folder, kafka, bus_url, ops_port)
     try:
         prepare(system)
         system.start()
@@ -74,10 +75,11 @@ def running_system(
 class System:
     """One installation: where it is, its keys, and ways to stop, start and kill its parts."""
 
-    def __init__(self, folder: Path, kafka: str | None = None, bus_url: str = "") -> None:
+    def __init__(self, folder: Path, kafka: str | None = None, bus_url: str = "", ops_port: int | None = None) -> None:
         self.var = folder / "var"
         self._kafka = kafka
         self._bus_url = bus_url
+        self._ops = [] if ops_port is None else ["--ops", str(ops_port)]
         self._console = folder / "console.log"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port: int = free.getsockname()[1]
@@ -89,7 +91,7 @@ class System:
         """Starts everything and waits until `up.json` says that it is ready."""
         command = [sys.executable, "-c", _UP, "up", "--var", str(self.var), "--port", str(self._port)]
         # Said either way: what the tests' environment says of Kafka is meant for the tests' own broker.
-        command += ["--kafka", self._kafka or ""]
+        command += ["--kafka", self._kafka or "", *self._ops]
         with self._console.open("ab") as console:
             process = subprocess.Popen(
                 command,
@@ -152,6 +154,12 @@ class System:
     @property
     def till_id(self) -> str:
         return str(self._installation.read_up()["till_id"])
+
+    @property
+    def ops(self) -> Mapping[str, str]:
+        """Where operators reach each service, as host:port; nowhere without `ops_port`."""
+        found: Mapping[str, str] = self._installation.read_up().get("ops", {})
+        return found
 
     def key(self, role: str) -> str:
         """The key of the demo's `till` or `admin`."""
