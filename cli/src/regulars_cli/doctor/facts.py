@@ -26,7 +26,7 @@ async def check_facts(around: Surroundings) -> list[Finding]:
     where = without_secrets(url)
     try:
         async with asyncio.timeout(3 * SECONDS), httpx.AsyncClient(timeout=SECONDS, trust_env=False) as http:
-            ask = _Questions(http, url)
+            ask = _Questions(http, url, around.get("CLICKHOUSE_PASSWORD_FILE"))
             before = around.clock.now()
             ((now,),) = await ask("SELECT toUnixTimestamp64Micro(now64(6))")
             after = around.clock.now()
@@ -38,7 +38,7 @@ async def check_facts(around: Surroundings) -> list[Finding]:
                 await _migrations(ask),
                 *await _disks(ask),
             ]
-    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         said = f"ClickHouse at {where} does not answer ({type(error).__name__})."
         return [failed("address", "clickhouse", said, "Start it, or correct CLICKHOUSE_URL. Sales go on; events wait on the bus for it.")]
     except Refused as refused:
@@ -53,13 +53,16 @@ class Refused(Exception):
 class _Questions:
     """Asks over HTTP, so that the command needs no driver."""
 
-    def __init__(self, http: httpx.AsyncClient, url: str) -> None:
+    def __init__(self, http: httpx.AsyncClient, url: str, password_file: str) -> None:
         parts = urlsplit(url)
         given = {name: values[0] for name, values in parse_qs(parts.query).items()}
         self._http = http
         self._url = f"{parts.scheme}://{parts.hostname}:{parts.port or (8443 if parts.scheme == 'https' else 8123)}/"
-        self._parameters = {"database": parts.path.strip("/") or given.get("database", "default"), "default_format": "TabSeparated"}
-        self._auth = (parts.username or "default", parts.password or "")
+        self._parameters = {"database": parts.path.strip("/") or given.get("database", "default")}
+        self._auth = (
+            parts.username or "default",
+            Path(password_file).read_text("utf-8").strip() if password_file else parts.password or "",
+        )
 
     async def __call__(self, statement: str) -> list[list[str]]:
         # Not by GET: a server logs the addresses that it is asked by.
