@@ -1,6 +1,6 @@
 # Every target is one command; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help up down setup test check test-cluster bench bench-events lock protos clean
+.PHONY: help up down setup test check test-cluster bench bench-events images test-compose lock protos chart clean
 SHELL := /bin/sh
 PORT ?= 8600
 REGULARS := .venv/bin/regulars
@@ -33,6 +33,12 @@ bench-events: setup ## measure events beside bare loops over the same Kafka and 
 
 test-cluster: setup ## try the chart on the cluster of KUBECONFIG: install, sell, upgrade, kill, scale, remove (ARGS="--tag 0.1.0 --next-tag 0.1.1")
 	@.venv/bin/python -m tests.cluster --write docs/cluster-test.md $(ARGS)
+
+images: ## build the four container images, regulars/*:TAG (TAG=0.1.0), and say their sizes
+	@scripts/build_images.sh '$(TAG)'
+
+test-compose: setup ## all of docker-compose.yml on a Docker Engine: images, sign-in, sales, reports, restart (fails where there is no engine)
+	@TEST_COMPOSE=1 .venv/bin/python -m pytest -s tests/compose $(ARGS)
 
 lock: setup ## write requirements.lock from the pyproject.toml files (ARGS=--upgrade for the newest versions)
 	@scripts/lock.sh $(ARGS)
