@@ -1,18 +1,24 @@
 """A running system for the session, and its tills and keys."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
 from kit.ids import uuid7
 from tests.integration.api import Api
+from tests.integration.given import given_system, is_given
 from tests.integration.shop import Till
 from tests.integration.system import System, running_system
 
 
 @pytest.fixture(scope="session")
 def system() -> Iterator[System]:
-    """The system that tests share which leave it as they found it."""
+    """The system that tests share which leave it as they found it: one of our own, unless TEST_SYSTEM names another."""
+    if is_given():
+        with closing(given_system()) as given:
+            yield given
+        return
     with running_system() as running:
         yield running
 
@@ -46,6 +52,9 @@ def member(till: Till, admin: Api) -> Callable[[int], str]:
 LAST = ("test_openapi_fuzz.py", "test_logs.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts these tests at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts these tests at the end; leaves those out that would lay hands on a system that was given."""
+    if is_given() and (left_out := [item for item in items if item.get_closest_marker("own_system")]):
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 import schemathesis
 
 from kit.ids import uuid7
@@ -375,6 +376,7 @@ def test_health_says_what_is_there(till: Till) -> None:
     assert till.api.get("/readyz") == {"status": "ready", "dependencies": {"database": "ok", "member": "ok", "reporting": "ok"}}
 
 
+@pytest.mark.own_system
 def test_without_the_member_service_the_gateway_stays_and_says_when_to_come_back(system: System, till: Till) -> None:
     sale = till.sale()
     with system.frozen("member"), ThreadPoolExecutor(4) as several:
@@ -394,6 +396,7 @@ def test_without_the_member_service_the_gateway_stays_and_says_when_to_come_back
     assert len([each for each in till.api.items("/v1/sales") if each["operation_id"] == sale["operation_id"]]) == 1
 
 
+@pytest.mark.own_system
 def test_a_killed_service_is_back_and_what_it_was_asked_meanwhile_is_answered(system: System, till: Till) -> None:
     for name in ("member", "postgres"):
         system.kill(name)

@@ -106,6 +106,7 @@ def test_example_3_what_was_spent_becomes_a_debt(till: Till, member: NewMember) 
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.own_system
 def test_example_4_one_sale_and_equal_answers_also_after_a_restart(system: System, till: Till, member: NewMember) -> None:
     member_id = member()
     sale = till.sale(member_id)
