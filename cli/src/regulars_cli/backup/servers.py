@@ -63,7 +63,7 @@ class Server:
         given = [(name, value) for name, value in parse_qsl(parts.query) if name != "password"]
         given_password = unquote(password) or dict(parse_qsl(parts.query)).get("password", "")
         conninfo = urlunsplit((parts.scheme, f"{user}{at}{place}", "", urlencode(given, quote_via=quote), ""))
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        environment = {name: value for name, value in os.environ.items() if name == "PGPASSFILE" or not name.startswith("PG")}
         return conninfo, environment | {"LC_ALL": "C"} | ({"PGPASSWORD": given_password} if given_password else {})
 
     @asynccontextmanager

@@ -1,0 +1,183 @@
+"""`docker compose up` from a clean copy: it says how to sign in, works, keeps what it was given, and gives nobody more than they need."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.clock import SystemClock
+from tests.compose.stack import Stack
+from tests.integration.api import Api, Json
+from tests.integration.given import VARIABLE
+from tests.integration.shop import Till
+from tests.integration.system import wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OURS = ("gateway-serve", "member-serve", "member-relay", "reporting-serve", "reporting-consume")
+JOBS = ("keys", "migrate-gateway", "migrate-member", "migrate-reporting", "topics", "programmes", "welcome")
+SERVERS = ("postgres", "kafka", "clickhouse")
+# These talk to the API alone.
+JOURNEYS = ("tests/integration/test_worked_examples.py", "tests/integration/test_api_conventions.py")
+
+
+def net_sales(admin: Api, store_id: str) -> int:
+    """What the reports say that a store sold, in its currency's smallest unit."""
+    today = SystemClock().now().date()
+    query: Json = {
+        "metrics": ["net_sales_minor"],
+        "dimensions": ["store"],
+        "from": str(today - timedelta(days=2)),
+        "to": str(today + timedelta(days=2)),
+        "filters": [{"field": "currency", "op": "eq", "values": ["CNY"]}],
+    }
+    rows: dict[str, int] = {row[0]: row[1] for row in admin.post("/v1/reports/query", query, 200)["rows"]}
+    return rows.get(store_id, 0)
+
+
+def sell_and_find_in_reports(stack: Stack) -> int:
+    """Records a sale and waits until the reports have it; what they then say in all."""
+    notes = stack.notes()
+    admin, till = stack.api("admin"), Till(stack.api("till"), notes["store_id"], notes["till_id"])
+    before = net_sales(admin, notes["store_id"])
+    sold = till.sell(till.sign_up(name="王芳"))
+    wait_until(lambda: net_sales(admin, notes["store_id"]) == before + sold["net_minor"], "the sale is in the reports", 60)
+    return before + int(sold["net_minor"])
+
+
+def as_a_person_would(stack: Stack, line: str) -> bytes:
+    """What a line gives that somebody copied from the console."""
+    return subprocess.run(line, shell=True, check=True, capture_output=True, cwd=stack.folder).stdout  # noqa: S602  # that is the point
+
+
+def test_the_last_lines_say_how_to_sign_in_and_work_as_they_stand(stack: Stack) -> None:
+    said = stack.welcome()
+    assert said.startswith(f"Regulars is ready at {stack.url} ")
+    commands = dict(re.findall(r"^  (\S.*?)  +(docker compose run .*)$", said, re.MULTILINE))
+    keys = [as_a_person_would(stack, commands[f"the {holder}'s key"]).decode().strip() for holder in ("till", "administrator")]
+    assert all(key.startswith("rk_") for key in keys)
+    assert [key for key in keys if key in said] == [], "no key is in a log"
+    curl = next(line for line in said.splitlines() if line.startswith("curl "))
+    first, again = (as_a_person_would(stack, curl) for _ in range(2))
+    assert json.loads(first)["net_minor"] == 19990
+    assert first == again
+
+
+def test_a_sale_comes_into_the_reports(stack: Stack) -> None:
+    sell_and_find_in_reports(stack)
+
+
+def test_operators_have_their_commands(stack: Stack) -> None:
+    def run(*arguments: str) -> str:
+        return stack.compose("run", "--rm", "-T", "cli", *arguments)
+
+    assert "reporting is 0 messages behind." in run("bus", "lag")
+    assert "agree" in run("reconcile", "--reports")
+    found = run("doctor")
+    assert " 0 failed." in found
+    for looked_at in ("gateway", "member", "reporting", "topics", "migrations"):
+        assert looked_at in found.partition("Not checked")[0]
+
+
+def test_a_backup_can_be_taken_and_verified(stack: Stack) -> None:
+    stack.compose("run", "--rm", "-T", "cli", "backup", "run")
+    stack.compose("run", "--rm", "-T", "cli", "backup", "verify")
+
+
+def test_the_journeys_of_the_integration_tests_hold_here_too(stack: Stack, tmp_path: Path) -> None:
+    given = tmp_path / "system.json"
+    given.write_text(json.dumps(stack.notes() | {"url": stack.url, "gateway_command": stack.gateway_command()}))
+    environment = {name: value for name, value in os.environ.items() if name != "TEST_COMPOSE"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=300", *JOURNEYS]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment | {VARIABLE: str(given)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert re.search(r"^(\d+) passed, \d+ deselected", done.stdout, re.MULTILINE), done.stdout[-500:]
+
+
+def test_every_service_is_well_and_every_job_done(stack: Stack) -> None:
+    containers = stack.containers()
+    assert set(containers) == {*OURS, *JOBS, *SERVERS}
+    for service in (*OURS, *SERVERS):
+        assert containers[service]["State"]["Health"]["Status"] == "healthy", service
+        assert containers[service]["RestartCount"] == 0, service
+    assert {service: containers[service]["State"]["ExitCode"] for service in JOBS} == dict.fromkeys(JOBS, 0)
+
+
+def test_our_containers_can_do_nothing_but_their_work(stack: Stack) -> None:
+    containers = stack.containers()
+    for service in (*OURS, *(job for job in JOBS if job != "keys")):
+        config, host = containers[service]["Config"], containers[service]["HostConfig"]
+        assert config["User"] == "10001:10001", service
+        assert host["ReadonlyRootfs"], service
+        assert host["CapDrop"] == ["ALL"], service
+        assert not host["CapAdd"], service
+        assert "no-new-privileges:true" in host["SecurityOpt"], service
+        assert all(not mount["RW"] for mount in containers[service]["Mounts"] if mount["Destination"] != "/app/var"), service
+    for service, container in containers.items():
+        assert container["HostConfig"]["Memory"], f"{service} has no limit"
+    assert containers["keys"]["HostConfig"]["NetworkMode"] == "none"
+
+
+def test_only_the_gateway_can_be_reached_and_from_this_machine_alone(stack: Stack) -> None:
+    published = {
+        service: [binding for bindings in (container["HostConfig"]["PortBindings"] or {}).values() for binding in bindings]
+        for service, container in stack.containers().items()
+    }
+    assert {service: bindings for service, bindings in published.items() if bindings} == {
+        "gateway-serve": [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]
+    }
+
+
+def test_secrets_are_in_no_environment_and_each_container_has_its_own_only(stack: Stack) -> None:
+    listing = "import pathlib; print(*sorted(path.name for path in pathlib.Path('/run/keys').iterdir()))"
+    held = {service: stack.compose("exec", "-T", service, "python", "-c", listing).split() for service in OURS}
+    assert held == {
+        "gateway-serve": ["fingerprint.key", "gateway.pgpass", "internal_token_private.pem"],
+        "member-serve": ["internal_token_public.pem", "member.pgpass", "personal_data.json"],
+        "member-relay": ["member.pgpass"],
+        "reporting-serve": ["clickhouse.password", "internal_token_public.pem"],
+        "reporting-consume": ["clickhouse.password"],
+    }
+    reading = "import json, pathlib; print(json.dumps([p.read_text() for p in pathlib.Path('/run/keys').iterdir()]))"
+    secrets: list[str] = []
+    for service in OURS:
+        for text in json.loads(stack.compose("exec", "-T", service, "python", "-c", reading)):
+            secrets += [word for word in re.split(r"[\s:\"]+", text) if len(word) > 20]
+    assert len(secrets) > 10
+    environments = json.dumps({service: each["Config"] | {"Labels": None} for service, each in stack.containers().items()})
+    assert [secret for secret in secrets if secret in environments] == []
+
+
+def test_a_part_can_reach_what_it_needs_and_nothing_else(stack: Stack) -> None:
+    def reaches(service: str, host: str, port: int) -> bool:
+        script = f"import socket; socket.create_connection(({host!r}, {port}), 2)"
+        command = [f"{stack.project}-{service}-1", "python", "-c", script]
+        return subprocess.run(("docker", "exec", *command), capture_output=True, check=False).returncode == 0
+
+    allowed = [("gateway-serve", "member-serve", 8601), ("gateway-serve", "postgres", 5432), ("member-relay", "kafka", 9092)]
+    forbidden = [("gateway-serve", "kafka", 9092), ("gateway-serve", "clickhouse", 8123), ("reporting-consume", "postgres", 5432)]
+    assert {edge: reaches(*edge) for edge in (*allowed, *forbidden)} == dict.fromkeys(allowed, True) | dict.fromkeys(forbidden, False)
+
+
+def test_data_and_keys_survive_and_a_second_start_changes_nothing(stack: Stack, record_property: Any) -> None:
+    sold = sell_and_find_in_reports(stack)
+    before = stack.notes()
+    stack.down()
+    stack.up()
+    assert stack.notes() == before
+    said = stack.welcome()
+    assert said.count("Regulars is ready") == 1
+    assert net_sales(stack.api("admin"), before["store_id"]) == sold
+    assert sell_and_find_in_reports(stack) > sold
+    # And where everything runs already.
+    stack.up()
+    assert stack.notes() == before
+    record_property("up_seconds", stack.up_seconds)
+    record_property("memory_mib", stack.memory_mib())
