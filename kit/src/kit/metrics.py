@@ -393,9 +393,12 @@ class Live:
         return lambda: self._sources.remove(source)
 
 
+_live: dict[tuple[str, tuple[object, ...]], Live] = {}
+
+
 def live(gauge: Metric[prometheus_client.Gauge], *values: object) -> Live:
-    """Has the gauge read what is added to the answer."""
-    sources = Live()
+    """What a gauge is the sum of, for more to be added to it."""
+    sources = _live.setdefault((gauge.name, values), Live())
     gauge.of(*values).set_function(sources.read)
     return sources
 

@@ -372,6 +372,37 @@ class _Call:
                 record_call(self._rpc, "client", at, above.span_id, seconds, code)
 
 
+class GroupSpans:
+    """The spans of one call that carries commands of several traces, one in each: below it is what the command leads to."""
+
+    def __init__(self, rpc: str, kind: Kind) -> None:
+        self._rpc = rpc
+        self._kind = kind
+        self._begun = perf_counter()
+        self._spans: dict[str, tuple[TraceContext, TraceContext, dict[str, str | int]]] = {}
+
+    def under(self, traceparent: str) -> str:
+        """The `traceparent` of the span in that trace, for the command to go on with."""
+        span = self._spans.get(traceparent)
+        if span is None:
+            above = TraceContext.parse(traceparent)
+            if above is None:
+                return traceparent
+            span = self._spans[traceparent] = (above, above.child(), {})
+        return span[1].header()
+
+    def tell(self, traceparent: str, code: str, **attributes: str | int) -> None:
+        """How the command of that trace ended, and what else is to be known of it; of several the last."""
+        if traceparent in self._spans:
+            self._spans[traceparent][2].update(attributes | {"code": code})
+
+    def end(self, code: str, **attributes: str | int) -> None:
+        """Records them: the call ended with `code`."""
+        seconds = perf_counter() - self._begun
+        for above, at, said in self._spans.values():
+            record_call(self._rpc, self._kind, at, above.span_id, seconds, str(said.pop("code", code)), **attributes, **said)
+
+
 # Whose fault it is: what a caller did wrong is no fault of the system.
 FAULTS = frozenset({"UNKNOWN", "INTERNAL", "DATA_LOSS", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"})
 

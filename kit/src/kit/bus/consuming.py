@@ -12,15 +12,30 @@ A crash between any two steps has what was not committed delivered again: an eff
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TypeVar
 
 from kit.bus.dead_letters import REPLAYED, DeadLetters, decision_in
 from kit.bus.interface import Bus, BusUnavailable, Message, PartitionsLost, Subscription, TopicPartition
 from kit.clock import Clock
+from kit.metrics import (
+    CONSUMER_BATCH_DURATION,
+    CONSUMER_BATCH_SIZE,
+    CONSUMER_BUS_AWAY,
+    CONSUMER_DELAY,
+    CONSUMER_LAG,
+    CONSUMER_MESSAGES,
+    DEAD_LETTERS_OPEN,
+    DONE,
+    GROUP,
+    TOPIC,
+)
 from kit.telemetry import TraceContext, request_context
+from kit.tracing import recorder
 from kit.waiting import wait_at_most
 
 Handler = Callable[[Sequence[Message]], Awaitable[None]]
@@ -31,6 +46,8 @@ WAIT_SECONDS = 0.5
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_OUTAGE_PAUSE_SECONDS = 2.0
+# How often the bus is asked how far the group is behind.
+LAG_SECONDS = 10.0
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -90,11 +107,40 @@ async def consume(
     """
     letters = DeadLetters(bus, group, clock)
     consumer = _Consumer(bus, letters, handler, stop, together, max_messages, gather_seconds, max_dead_letters)
+    GROUP.declare([group])
+    TOPIC.declare(topics)
+    CONSUMER_MESSAGES.start([group], topics, DONE.listed)
+    watching: asyncio.Task[None] | None = None
     try:
         await consumer.until_it_answers(lambda: bus.create_topics([letters.spec()]))
+        watching = asyncio.create_task(_watch(bus, DeadLetters(bus, group, clock), topics))
         await consumer.run([*topics, letters.source.topic])
     except _Stopped:
         _log.info("stopped while the bus was away", extra={"group": group})
+    finally:
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+
+async def _watch(bus: Bus, letters: DeadLetters, topics: Sequence[str]) -> None:
+    """Says how far the group is behind, and how many of its dead letters are open. `letters` are its own: the consumer's are in use."""
+    group = letters.group
+    while True:
+        try:
+            behind = dict.fromkeys(topics, 0)
+            for lag in await bus.lag(group):
+                if lag.source.topic in behind:
+                    behind[lag.source.topic] += lag.messages
+            for topic, messages in behind.items():
+                CONSUMER_LAG.of(group, topic).set(messages)
+            await letters.refresh()
+            DEAD_LETTERS_OPEN.of(group).set(len(letters.open()))
+        except BusUnavailable:
+            pass  # the consumer says so
+        except Exception:  # noqa: BLE001  # consuming does not end because it could not be measured
+            _log.exception("the group's lag could not be read", extra={"group": group})
+        await asyncio.sleep(LAG_SECONDS)
 
 
 @dataclass(slots=True)
@@ -133,6 +179,7 @@ class _Consumer:
             try:
                 answer = await ask()
             except BusUnavailable:
+                CONSUMER_BUS_AWAY.of(self.letters.group).set(1)
                 if not asked:
                     _log.warning("the bus is away; consuming waits", extra={"group": self.letters.group})
                 asked += 1
@@ -141,6 +188,7 @@ class _Consumer:
                     raise _Stopped from None
                 pause = min(pause * 2, LONGEST_OUTAGE_PAUSE_SECONDS)
             else:
+                CONSUMER_BUS_AWAY.of(self.letters.group).set(0)
                 if asked:
                     _log.info("the bus is back; consuming goes on", extra={"group": self.letters.group, "asked": asked})
                 return answer
@@ -181,7 +229,10 @@ class _Consumer:
         try:
             for part in parts:
                 messages = [message for messages in part.values() for message in messages]
+                begun = perf_counter()
                 retry = await self._handle(messages)
+                CONSUMER_BATCH_SIZE.of(self.letters.group).observe(len(messages))
+                CONSUMER_BATCH_DURATION.of(self.letters.group).observe(perf_counter() - begun)
                 if retry is None:
                     done |= {source: messages[-1].offset + 1 for source, messages in part.items()}
                     self._went_well(part)
@@ -200,12 +251,18 @@ class _Consumer:
                 await self._committed()
                 self.committing = asyncio.create_task(self._commit(subscription, done))
 
-    async def _handle(self, messages: Sequence[Message]) -> str | None:
-        """Has all of it handled but what is poison; returns the code for which it must be tried later, if it must."""
+    async def _handle(self, messages: Sequence[Message], *, again: bool = False) -> str | None:
+        """Has all of it handled but what is poison; returns the code for which it must be tried later, if it must.
+
+        `again`: an operator's replay, whose delay says nothing of the consumer.
+        """
         while messages:
+            begun = perf_counter()
             try:
                 await self.handler(messages)
             except RetryLater as later:
+                self._count(messages, "retried")
+                self._record(messages, perf_counter() - begun, later.code)
                 return later.code
             except Poison as poison:
                 poisoned = [message for message in messages if message.event_id == poison.event_id]
@@ -214,8 +271,37 @@ class _Consumer:
                 await self._lay_down(poisoned[0], poison.code)
                 messages = [message for message in messages if message.event_id != poison.event_id]
             else:
+                self._count(messages, "done")
+                self._record(messages, perf_counter() - begun)
+                if not again:
+                    now = self.letters.clock.now()
+                    delays = [(now - message.recorded_at).total_seconds() for message in messages]
+                    CONSUMER_DELAY.of(self.letters.group).observe_many(delays)
                 break
         return None
+
+    def _count(self, messages: Sequence[Message], outcome: str) -> None:
+        for topic, number in Counter(message.topic for message in messages).items():
+            CONSUMER_MESSAGES.of(self.letters.group, topic, outcome).inc(number)
+
+    def _record(self, messages: Sequence[Message], seconds: float, fault: str = "") -> None:
+        """Records a span for each message of a trace that is recorded."""
+        spans = recorder()
+        if spans is None:
+            return
+        for message in messages:
+            above = TraceContext.parse(message.traceparent)
+            if above is None or not above.is_sampled:
+                continue
+            said: dict[str, str | int | bool] = {
+                "messaging.operation.type": "process",
+                "messaging.consumer.group.name": self.letters.group,
+                "messaging.destination.name": message.topic,
+                "messaging.destination.partition.id": str(message.partition),
+                "messaging.message.id": message.event_id,
+                "messaging.batch.message_count": len(messages),
+            }
+            spans.record(f"process {message.topic}", "consumer", above.child(), above.span_id, seconds, said, fault=fault)
 
     async def _lay_down(self, message: Message, code: str) -> None:
         """Makes the event a dead letter, unless it is one already or was discarded, as after a crash before its offset was committed."""
@@ -230,6 +316,8 @@ class _Consumer:
             _log.error("too many dead letters are open: the consumer stops", extra=about | {"open": open_letters})
             raise TooManyDeadLetters(letters.group, self.max_dead_letters)
         await self.until_it_answers(lambda: letters.lay_down(message, code))
+        self._count([message], "dead_letter")
+        self._record([message], 0.0, code)
         with request_context(TraceContext.parse(message.traceparent), ""):
             _log.error("an event became a dead letter", extra=about | {"open": open_letters + 1})
 
@@ -242,7 +330,7 @@ class _Consumer:
         known = self.letters.all().get(decision.event_id)
         if known is None:
             return None
-        retry = await self._handle([known.letter.message()])
+        retry = await self._handle([known.letter.message()], again=True)
         if retry is None:
             await self.until_it_answers(self.letters.refresh)
             about = {"group": self.letters.group, "event_id": decision.event_id}

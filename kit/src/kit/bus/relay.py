@@ -15,13 +15,18 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from time import perf_counter
 
 import asyncpg
+from msgspec.structs import replace
 
 from kit.bus.interface import Bus, BusUnavailable, EventTooLarge, TopicUnknown
 from kit.clock import Clock
 from kit.db import RawConnection, advisory_key, connect, may_retry
+from kit.metrics import OUTBOX_OLDEST_AGE, RELAY_BUS_AWAY, RELAY_LEADING, RELAY_PUBLISHED, live
 from kit.outbox import CHANNEL, Event
+from kit.telemetry import TraceContext
+from kit.tracing import recorder
 from kit.waiting import wait_at_most
 
 RELAY_LOCK = advisory_key("kit.bus.relay")
@@ -36,6 +41,8 @@ LONGEST_PAUSE_SECONDS = 2.0
 MARK_SECONDS = 1.0
 WHOLE_SECONDS = 30.0
 VACUUM_ROWS = 50_000
+# For so long a relay may be without its database before it says that it does no work.
+PATIENCE_SECONDS = 10.0
 LEAST_SECONDS_BETWEEN_VACUUMS = 5.0
 
 Rows = Sequence[asyncpg.Record]
@@ -110,6 +117,9 @@ class Relay:
         self._published = 0
         self._oldest: datetime | None = None
         self._failing_since: float | None = None
+        self._fails_at_the_bus = False
+        self._is_connected = False
+        self._connected_at = -PATIENCE_SECONDS
         self._too_large = ""
         self._vacuuming: asyncio.Task[None] | None = None
         self._vacuum_at = 0.0
@@ -121,6 +131,11 @@ class Relay:
     def oldest_seconds(self) -> float:
         """How long the oldest event that waits has waited; 0 when none does."""
         return max(0.0, (self._clock.now() - self._oldest).total_seconds()) if self._oldest is not None else 0.0
+
+    async def answers(self) -> str:
+        """For readiness: nothing while it leads or stands by, or did a moment ago; else a word for why not."""
+        now = asyncio.get_running_loop().time()
+        return "" if self._is_connected or now - self._connected_at < PATIENCE_SECONDS else "no connection to the database"
 
     def nudge(self) -> None:
         """Says that there are new events. Costs nothing; called after each commit of a writer in this process."""
@@ -134,6 +149,12 @@ class Relay:
         self._stop = stop
         waker = asyncio.create_task(self._wake_at_stop())
         pause = FIRST_PAUSE_SECONDS
+        ends = [
+            live(RELAY_LEADING).add(lambda: float(self._is_leading)),
+            live(RELAY_BUS_AWAY).add(lambda: float(self._failing_since is not None and self._fails_at_the_bus)),
+            # What waits is not known to one that stands by; one that cannot publish knows what it saw last.
+            live(OUTBOX_OLDEST_AGE).add(lambda: self.oldest_seconds() if self._is_leading or self._failing_since is not None else 0.0),
+        ]
         try:
             while not stop.is_set():
                 published = self._published
@@ -147,6 +168,8 @@ class Relay:
                     pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
         finally:
             waker.cancel()
+            for end in ends:
+                end()
 
     async def _wake_at_stop(self) -> None:
         await self._stop.wait()
@@ -158,11 +181,13 @@ class Relay:
         try:
             # Asked again and again: to wait for it in the server would hold a snapshot, and nothing removed could be cleaned away.
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
+                self._is_connected = True
+                self._oldest = None
                 self._say_well()
                 await wait_at_most(self._stop, STANDBY_SECONDS)
                 if self._stop.is_set():
                     return
-            self._is_leading = True
+            self._is_connected = self._is_leading = True
             await connection.add_listener(CHANNEL, self._on_notice)
             outbox = _Outbox(connection, self._batch)
             rows = await outbox.exchange()
@@ -171,7 +196,9 @@ class Relay:
                 _log.info("relaying", extra={"waiting": len(rows), "oldest_seconds": round(self.oldest_seconds(), 1)})
                 await self._lead(outbox, bus, rows)
         finally:
-            self._is_leading = False
+            if self._is_connected:
+                self._connected_at = asyncio.get_running_loop().time()
+            self._is_connected = self._is_leading = False
             if vacuuming := self._vacuuming:
                 vacuuming.cancel()
                 await asyncio.wait([vacuuming])
@@ -221,8 +248,13 @@ class Relay:
         return ahead
 
     async def _publish(self, bus: Bus, rows: Rows) -> None:
-        await bus.publish([Event(*row[:_POSITION]) for row in rows])
+        events = [Event(*row[:_POSITION]) for row in rows]
+        if recorder() is None:
+            await bus.publish(events)
+        else:
+            await _publish_recorded(bus, events)
         self._published += len(rows)
+        RELAY_PUBLISHED.of().inc(len(rows))
         self._say_well()
 
     def _note_oldest(self, rows: Rows) -> None:
@@ -230,6 +262,7 @@ class Relay:
 
     def _say_failing(self, error: Exception) -> None:
         """Once in an outage; and once of each event that only a person can help through."""
+        self._fails_at_the_bus = isinstance(error, BusUnavailable | EventTooLarge | TopicUnknown)
         if isinstance(error, EventTooLarge) and error.event_id != self._too_large:
             self._too_large = error.event_id
             about = {"event_id": error.event_id, "topic": error.topic, "size_bytes": error.size_bytes}
@@ -266,6 +299,33 @@ class Relay:
                 connection.terminate()
         except Exception as error:  # noqa: BLE001  # autovacuum comes too, only later
             _log.info("the outbox was not vacuumed", extra={"error": type(error).__name__})
+
+
+async def _publish_recorded(bus: Bus, events: Sequence[Event]) -> None:
+    """Publishes; what is in a trace that is recorded goes out under a span of its own, below which its consumers' are."""
+    begun = perf_counter()
+    spans: list[tuple[Event, TraceContext, TraceContext]] = []
+    named: list[Event] = []
+    for event in events:
+        above = TraceContext.parse(event.traceparent)
+        if above is not None and above.is_sampled:
+            at = above.child()
+            spans.append((event, above, at))
+            named.append(replace(event, traceparent=at.header()))
+        else:
+            named.append(event)
+    await bus.publish(named)
+    seconds, record = perf_counter() - begun, recorder()
+    if record is None:
+        return
+    for event, above, at in spans:
+        said: dict[str, str | int | bool] = {
+            "messaging.operation.type": "publish",
+            "messaging.destination.name": event.topic,
+            "messaging.message.id": event.event_id,
+            "messaging.batch.message_count": len(events),
+        }
+        record.record(f"publish {event.topic}", "producer", at, above.span_id, seconds, said)
 
 
 class _Outbox:

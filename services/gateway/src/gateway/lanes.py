@@ -12,8 +12,7 @@ deadlines; a command past its deadline is answered 503. What was submitted is se
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from time import perf_counter
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Protocol
 
 import grpc
@@ -21,8 +20,7 @@ import grpc
 from gateway.problems import internal_error, member_away, too_busy
 from kit.metrics import LANE_GROUP_SIZE, LANE_QUEUED, LANE_REFUSED, LANE_WAIT, live
 from kit.problems import render
-from kit.rpc import record_call
-from kit.telemetry import TraceContext
+from kit.rpc import GroupSpans
 from kit.tracing import recorder
 from regulars.member.v1 import wallet_service_pb2 as pb
 
@@ -260,31 +258,16 @@ async def _call(execute: Execute, group: list[Waiting], behind: deque[Waiting] |
     """One attempt. In each trace that is recorded it has a span of its own, below which the member service's is."""
     if recorder() is None:
         return await _answered(execute, group, behind)
-    begun, code = perf_counter(), "OK"
-    calls = _name_calls(group)
+    spans, code = GroupSpans(EXECUTE, "client"), "OK"
+    for waiting in group:
+        waiting.command.traceparent = spans.under(waiting.traceparent)
     try:
         return await _answered(execute, group, behind)
     except grpc.aio.AioRpcError as error:
         code = error.code().name
         raise
     finally:
-        seconds = perf_counter() - begun
-        for above, at in calls.values():
-            record_call(EXECUTE, "client", at, above.span_id, seconds, code, **{"regulars.group_size": len(group)})
-
-
-def _name_calls(group: Iterable[Waiting]) -> Mapping[str, tuple[TraceContext, TraceContext]]:
-    """Has each command go out under a span of its request's trace; an import's commands are one request's."""
-    calls: dict[str, tuple[TraceContext, TraceContext]] = {}
-    for waiting in group:
-        named = calls.get(waiting.traceparent)
-        if named is None:
-            above = TraceContext.parse(waiting.traceparent)
-            if above is None:
-                continue
-            named = calls[waiting.traceparent] = (above, above.child())
-        waiting.command.traceparent = named[1].header()
-    return calls
+        spans.end(code, **{"regulars.group_size": len(group)})
 
 
 async def _answered(execute: Execute, group: list[Waiting], behind: deque[Waiting] | None) -> pb.ExecuteCommandsResponse:
