@@ -47,5 +47,10 @@ protos: setup ## regenerate the stubs in protos/gen, and docs/topics.md
 	@scripts/generate_protos.sh
 	@.venv/bin/python scripts/write_topics_page.py
 
+chart: setup ## write what the Helm chart takes from elsewhere, its README and its golden renders
+	@.venv/bin/python scripts/write_chart_values.py
+	@.venv/bin/python scripts/write_chart_readme.py
+	@.venv/bin/python scripts/check_chart.py --write
+
 clean: ## remove the environment and caches; data in var/ stays
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis

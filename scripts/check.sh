@@ -35,6 +35,9 @@ check "stubs" stubs_are_current
 check "service locks" $bin/python scripts/write_service_locks.py --check
 check "docs/topics.md" $bin/python scripts/write_topics_page.py --check
 check "docs/signals.md" $bin/python scripts/write_signals_page.py --check
+check "chart, what is written into it" $bin/python scripts/write_chart_values.py --check
+check "chart, README" $bin/python scripts/write_chart_readme.py --check
+check "chart" $bin/python scripts/check_chart.py
 
 if [ -n "$failed" ]; then
   echo "make check: failed: ${failed#, }"

@@ -1,0 +1,122 @@
+"""Who may reach whom in a cluster is what calls.yaml and topics.yaml say, and nothing else."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.check_chart import CHART, cases, render, resources_in
+from tests.chart.edges import OUTSIDE, SERVERS, Edge, edges, is_denied_by_default
+
+ROOT = Path(__file__).parents[2]
+PORTS = {"postgresql": 5432, "kafka": 9092, "clickhouse": 8123}
+
+
+@cache
+def resources(case: str) -> list[Any]:
+    found = cases()[case]
+    return resources_in(render(found["values"], found.get("set"), upgrade=found.get("upgrade", False)))
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((ROOT / "protos" / f"{name}.yaml").read_text(encoding="utf-8"))[name]
+
+
+def parts() -> dict[tuple[str, str], Any]:
+    services = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["services"]
+    return {(service, part): has for service, of in services.items() for part, has in of["parts"].items()}
+
+
+def calls_registered() -> Iterator[Edge]:
+    """Each caller's parts that call, to the part of its callee that has a port."""
+    for caller, callees in read("calls").items():
+        for callee in callees:
+            port = next((part, has["port"]) for (service, part), has in parts().items() if service == callee and has.get("port"))
+            for (service, part), has in parts().items():
+                if service == caller and "calls" in has["uses"]:
+                    yield Edge(f"{caller}-{part}", f"{callee}-{port[0]}", port[1])
+
+
+def bus_users_registered() -> set[str]:
+    services = {service for topic in read("topics").values() for service in (*topic["producers"], *topic["consumers"])}
+    return {f"{service}-{part}" for (service, part), has in parts().items() if service in services and "bus" in has["uses"]}
+
+
+def between_parts(found: set[Edge]) -> set[Edge]:
+    names = {f"{service}-{part}" for service, part in parts()}
+    return {edge for edge in found if edge.source in names and edge.target in names}
+
+
+@pytest.mark.parametrize("case", ["trial", "private", "cloud", "bus-postgresql", "inline-upgrade"])
+def test_services_reach_one_another_exactly_as_calls_yaml_says(case: str) -> None:
+    assert between_parts(edges(resources(case))) == set(calls_registered())
+
+
+def test_the_bus_is_reached_exactly_by_those_whom_topics_yaml_names_and_by_the_migration() -> None:
+    reaching = {edge.source for edge in edges(resources("trial")) if edge.target == "kafka"}
+    assert reaching == bus_users_registered() | {"migrate"}
+
+
+def test_a_bus_over_postgresql_opens_postgresql_to_the_same() -> None:
+    own = {f"{service}-{part}" for service in ("member", "gateway") for part in ("serve", "relay") if (service, part) in parts()}
+    reaching = {edge.source for edge in edges(resources("bus-postgresql")) if edge.target == "postgresql"}
+    assert reaching == own | bus_users_registered() | {"migrate", "seed"}
+
+
+def test_a_database_is_reached_by_the_parts_of_its_service_alone() -> None:
+    found = edges(resources("trial"))
+    assert {edge.source for edge in found if edge.target == "clickhouse"} == {"reporting-serve", "reporting-consume", "migrate"}
+    assert {edge.source for edge in found if edge.target == "postgresql"} == {
+        "gateway-serve",
+        "member-serve",
+        "member-relay",
+        "migrate",
+        "seed",
+    }
+
+
+def test_in_a_trial_nothing_leaves_the_namespace_and_only_the_gateway_is_reached_from_outside() -> None:
+    found = edges(resources("trial"))
+    assert {edge for edge in found if OUTSIDE in (edge.source, edge.target)} == {Edge(OUTSIDE, "gateway-serve", 8600)}
+
+
+def test_servers_for_trial_reach_nobody() -> None:
+    assert not [edge for edge in edges(resources("trial")) if edge.source in SERVERS]
+
+
+def test_external_servers_are_reached_at_their_ports_by_those_who_use_them() -> None:
+    leaving = {(edge.source, edge.port) for edge in edges(resources("cloud")) if edge.target == OUTSIDE}
+    traced = {(f"{service}-{part}", port) for service, part in parts() for port in (4317, 4318)}
+    # Kafka at 9096, ClickHouse at 8443.
+    assert leaving - traced == {
+        ("gateway-serve", 5432),
+        ("member-serve", 5432),
+        ("member-relay", 5432),
+        ("member-relay", 9096),
+        ("reporting-serve", 8443),
+        ("reporting-serve", 9096),
+        ("reporting-consume", 8443),
+        ("reporting-consume", 9096),
+        ("migrate", 5432),
+        ("migrate", 8443),
+        ("migrate", 9096),
+    }
+
+
+def test_a_command_at_set_times_reaches_what_it_names_and_nothing_else() -> None:
+    found = edges(resources("jobs"))
+    assert {(edge.target, edge.port) for edge in found if edge.source == "job-reconcile"} == {("gateway-serve", 8600)}
+    assert {(edge.target, edge.port) for edge in found if edge.source == "job-dump"} == {
+        (OUTSIDE, 5432),
+        (OUTSIDE, 8123),
+        (OUTSIDE, 9093),
+        (OUTSIDE, 9000),
+    }
+
+
+@pytest.mark.parametrize("case", ["trial", "private", "cloud", "jobs", "trial-upgrade", "inline-upgrade"])
+def test_every_pod_is_under_a_policy_that_denies_by_default(case: str) -> None:
+    assert is_denied_by_default(resources(case))
