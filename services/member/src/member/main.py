@@ -16,17 +16,24 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kit.bus.connecting import BusSettings, connect
 from kit.bus.interface import Bus
+from kit.health import Health
+from kit.ops import CannotListen, OpsSettings, operated, stop_when_told
 from kit.settings import SettingsInvalid, env, load
 from kit.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from kit.bus.relay import Relay
+    from kit.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +66,14 @@ class Settings:
     log_level: str = env("LOG_LEVEL", "INFO")
 
 
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """What relaying needs."""
+
+    # How often the leading relay has the ledger proven; 0: never.
+    ledger_check_hours: int = env("LEDGER_CHECK_HOURS", "24")
+
+
 class CannotStart(Exception):
     """Why the service does not start, as one sentence."""
 
@@ -86,16 +101,16 @@ def main(arguments: list[str]) -> int:
             case "rewrap-keys":
                 return _rewrap_keys(load(Settings))
             case "relay":
-                return _relay(load(DatabaseSettings), load(BusSettings))
+                return _run(relay(load(DatabaseSettings), load(OpsSettings), load(BusSettings), load(RelaySettings)), "relay")
             case "all":
-                settings, bus = load(Settings), load(BusSettings)
-                return (0 if options.no_migrate else _migrate_aside(load(DatabaseSettings))) or _serve(settings, bus)
+                given = load(Settings), load(OpsSettings), load(BusSettings), load(RelaySettings)
+                return (0 if options.no_migrate else _migrate_aside(load(DatabaseSettings))) or _run(serve(*given), "all")
             case _:
-                return _serve(load(Settings))
+                return _run(serve(load(Settings), load(OpsSettings)), "serve")
     except SettingsInvalid as invalid:
         print(invalid, file=sys.stderr)
         return 2
-    except CannotStart as reason:
+    except (CannotStart, CannotListen) as reason:
         print(reason, file=sys.stderr)
         return 1
 
@@ -123,7 +138,7 @@ def _migrate(settings: DatabaseSettings) -> int:
     from kit.db import DatabaseIsNewer, may_retry, migrate
     from member.database import MIGRATIONS
 
-    configure_logging("member", settings.log_level)
+    configure_logging("member", settings.log_level, "migrate")
     # It tells the story of its plugins; what was done is one line here.
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -210,44 +225,68 @@ def _rewrap_keys(settings: Settings) -> int:
     return 0
 
 
-def _serve(settings: Settings, bus: BusSettings | None = None) -> int:
+def _run(work: Coroutine[None, None, None], part: str) -> int:
     import uvloop
 
-    configure_logging("member", settings.log_level)
+    configure_logging("member", load(DatabaseSettings).log_level, part)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, bus))
+        runner.run(work)
     return 0
 
 
-def _relay(settings: DatabaseSettings, bus: BusSettings) -> int:
-    import uvloop
-
-    configure_logging("member", settings.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(relay(settings, bus))
-    return 0
-
-
-async def relay(settings: DatabaseSettings, bus: BusSettings) -> None:
+async def relay(settings: DatabaseSettings, ops: OpsSettings, bus: BusSettings, relaying: RelaySettings) -> None:
     """Relays until SIGTERM or SIGINT; the batch under way is finished."""
     from kit.bus.relay import Relay
     from kit.clock import SystemClock
     from kit.memory import freeze_start_up
 
     open_bus = _bus_of(bus)
-    await _is_migrated(settings.database_url)
-    stopping = _until_told_to_stop()
-    freeze_start_up()
-    await Relay(settings.database_url, open_bus, SystemClock(), name=RELAY).run(stopping)
-    log.info("stopping")
+    async with operated("member", "relay", ops) as health:
+        await _is_migrated(settings.database_url)
+        clock = SystemClock()
+        own_relay = Relay(settings.database_url, open_bus, clock, name=RELAY)
+        health.require("relay", own_relay.answers)
+        # Nobody sends it work: it need not say beforehand that it goes.
+        stopping = _until_told_to_stop(health, 0)
+        freeze_start_up()
+        health.start()
+        async with _checking(settings.database_url, clock, own_relay, relaying):
+            await own_relay.run(stopping)
+        log.info("stopping")
 
 
-async def serve(settings: Settings, bus: BusSettings | None = None) -> None:
+@asynccontextmanager
+async def _checking(url: str, clock: "Clock", relay: "Relay", settings: RelaySettings) -> AsyncIterator[None]:
+    """Within the block the ledger is proven now and then, while the relay leads."""
+    from kit.db import create_engine
+    from member.points.checking import keep_checking
+
+    if not settings.ledger_check_hours:
+        yield
+        return
+    engine = create_engine(url, 1, application_name="regulars-member-check")
+    checking = asyncio.create_task(keep_checking(engine, clock, lambda: relay.state().is_leading, settings.ledger_check_hours * 3600))
+    try:
+        yield
+    finally:
+        checking.cancel()
+        await asyncio.wait([checking])
+        await engine.dispose()
+
+
+async def serve(settings: Settings, ops: OpsSettings, bus: BusSettings | None = None, relaying: RelaySettings | None = None) -> None:
     """Serves until SIGTERM or SIGINT, and with a bus relays; then takes no new calls and finishes those under way."""
+    async with operated("member", "serve" if bus is None else "all", ops) as health:
+        await _serve(settings, health, ops.drain_seconds, bus, relaying)
+
+
+async def _serve(
+    settings: Settings, health: Health, drain_seconds: int, bus: BusSettings | None, relay_settings: RelaySettings | None
+) -> None:
     from kit.bus.relay import Relay
     from kit.clock import SystemClock
     from kit.crypto import KeyFileInvalid, KeyUnknown, PersonalDataKeys
-    from kit.db import create_engine
+    from kit.db import answers, create_engine
     from kit.key_checks import KeyForeign
     from kit.memory import freeze_start_up
     from kit.outbox import Nudges
@@ -287,6 +326,7 @@ async def serve(settings: Settings, bus: BusSettings | None = None) -> None:
 
     # Of all relays one is active, perhaps in another process: whoever writes tells that one.
     nudge: Callable[[], None] = Nudges(engine)
+    health.require("database", partial(answers, engine))
     own_relay = Relay(settings.database_url, open_bus, clock, name=RELAY, others=nudge) if open_bus is not None else None
     if own_relay is not None:
         nudge = own_relay.nudge
@@ -306,20 +346,25 @@ async def serve(settings: Settings, bus: BusSettings | None = None) -> None:
             f"{service}.WalletService/ExecuteCommands",
         ],
         max_connection_age_seconds=settings.max_connection_age_seconds,
+        health=health,
     )
-    stopping, drained = _until_told_to_stop(), asyncio.Event()
+    stopping, drained = _until_told_to_stop(health, drain_seconds), asyncio.Event()
     relaying = asyncio.create_task(own_relay.run(drained)) if own_relay is not None else None
     months = asyncio.create_task(keep_partitions(engine, clock))
     freeze_start_up()
     try:
-        try:
-            await server.start(settings.listen)
-        except RuntimeError as error:
-            raise CannotStart(f"{settings.listen} cannot be listened on: is another process there?") from error
-        log.info("serving", extra={"listen": settings.listen, "revision": revision})
-        await stopping.wait()
-        log.info("stopping")
-        await server.stop(DRAIN_SECONDS)
+        async with AsyncExitStack() as beside:
+            if own_relay is not None and relay_settings is not None:
+                await beside.enter_async_context(_checking(settings.database_url, clock, own_relay, relay_settings))
+            try:
+                await server.start(settings.listen)
+            except RuntimeError as error:
+                raise CannotStart(f"{settings.listen} cannot be listened on: is another process there?") from error
+            health.start()
+            log.info("serving", extra={"listen": settings.listen, "revision": revision})
+            await stopping.wait()
+            log.info("stopping")
+            await server.stop(DRAIN_SECONDS)
     finally:
         drained.set()
         if relaying is not None:
@@ -328,16 +373,12 @@ async def serve(settings: Settings, bus: BusSettings | None = None) -> None:
         await engine.dispose()
 
 
-def _until_told_to_stop() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT."""
+def _until_told_to_stop(health: Health, drain_seconds: int) -> asyncio.Event:
+    """Set when the process shall stop."""
     from kit.db import forgive_lost_connections
 
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(forgive_lost_connections)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    return stopping
+    asyncio.get_running_loop().set_exception_handler(forgive_lost_connections)
+    return stop_when_told(health, drain_seconds)
 
 
 def _bus_of(settings: BusSettings) -> Callable[[], Bus]:

@@ -69,13 +69,16 @@ async def store_answers(connection: RawConnection, answers: Sequence[Answer]) ->
         raise OperationTaken from error
 
 
+OPERATION_ID_REUSED = "operation_id_reused"
+
+
 def reused(operation_id: str) -> tuple[int, bytes]:
     """The answer to an operation id that was used for another request. It is not stored."""
     refusal = Refusal(
-        code="operation_id_reused",
+        code=OPERATION_ID_REUSED,
         status=409,
         title="Operation id reused",
         detail="This operation id was used for another request. Send a corrected or new command under a new id.",
-        errors=(FieldError("/operation_id", "operation_id_reused", f"{operation_id} is taken."),),
+        errors=(FieldError("/operation_id", OPERATION_ID_REUSED, f"{operation_id} is taken."),),
     )
     return refusal.status, render(refusal)

@@ -22,7 +22,7 @@ from kit.ids import uuid7
 from kit.key_checks import check_key
 from kit.outbox import Event, append
 from kit.problems import FieldError, Refusal, render
-from member.answers.operations import Answer, OperationTaken, find_answers, reused, store_answers
+from member.answers.operations import OPERATION_ID_REUSED, Answer, OperationTaken, find_answers, reused, store_answers
 from member.members.events import member_changed, member_signed_up
 from member.members.rules import (
     DEFAULT_REGION,
@@ -133,6 +133,8 @@ class Outcome:
     body: bytes
     replayed: bool = False
     member_id: str = ""
+    # Of a new refusal.
+    code: str = ""
 
 
 class _Overtaken(Exception):
@@ -263,7 +265,7 @@ class _Group:
             taken.claim(file)
         except Refusal as refused:
             body = render(refused)
-            return _answer(operation, refused.status, body, self.now), Outcome(refused.status, body)
+            return _answer(operation, refused.status, body, self.now), Outcome(refused.status, body, code=refused.code)
         member_id = uuid7()
         key, wrapped = self.keys.new_data_key(member_id)
         body = encode(_document(member_id, file, self.now))
@@ -292,7 +294,7 @@ async def _change(
     except Refusal as refused:
         body = render(refused)
         await store_answers(connection, [_answer(operation, refused.status, body, now)])
-        return Outcome(refused.status, body)
+        return Outcome(refused.status, body, code=refused.code)
     if changed := changed_fields(before, after):
         # Later than the change before, also when the clock went back: it tells which of two states holds.
         changed_at = max(now, (row["changed_at"] or row["created_at"]) + timedelta(microseconds=1))
@@ -526,12 +528,12 @@ def _again(operation: Operation, answer: Answer) -> Outcome:
     """The outcome of a write whose id was decided before; `answer` is opened."""
     if answer.fingerprint != operation.fingerprint:
         status, body = reused(operation.operation_id)
-        return Outcome(status, body)
+        return Outcome(status, body, code=OPERATION_ID_REUSED)
     return Outcome(answer.status, answer.body, replayed=True, member_id=answer.member_id or "")
 
 
 def _outcome_of(refused: Refusal) -> Outcome:
-    return Outcome(refused.status, render(refused))
+    return Outcome(refused.status, render(refused), code=refused.code)
 
 
 def member_not_found() -> Refusal:

@@ -1,7 +1,7 @@
 """MemberService: protobuf in, operation, JSON documents out."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kit.clock import Clock
 from kit.crypto import PersonalDataKeys
 from kit.db import raw, reading
+from kit.metrics import MEMBERS_SIGNED_UP, REFUSALS
 from kit.problems import Refusal, render
 from kit.rpc import current_actor, unauthenticated
 from kit.telemetry import TraceContext, request_context
@@ -57,7 +58,10 @@ class MemberServicer(MemberServiceServicer):
         act = operations.sign_up_members(self._engine, self._clock, self._keys, self._books, allowed)
         decided: Iterator[operations.Outcome] = iter(await asyncio.shield(act) if allowed else [])
         self._nudge()
-        return pb.SignUpMembersResponse(outcomes=[_outcome(why_not or next(decided)) for why_not in undecided])
+        outcomes = [why_not or next(decided) for why_not in undecided]
+        _count(outcomes)
+        MEMBERS_SIGNED_UP.of().inc(sum(outcome.status == 201 and not outcome.replayed for outcome in outcomes))
+        return pb.SignUpMembersResponse(outcomes=[_outcome(outcome) for outcome in outcomes])
 
     async def ChangeMember(self, request: pb.ChangeMemberRequest, context: object) -> pb.ChangeMemberResponse:
         message = request.operation
@@ -68,6 +72,7 @@ class MemberServicer(MemberServiceServicer):
                 act = operations.change_member(self._engine, self._clock, self._keys, _operation(message), request.member_id, given)
                 outcome = await asyncio.shield(act)
                 self._nudge()
+        _count([outcome])
         return pb.ChangeMemberResponse(outcome=_outcome(outcome))
 
     async def GetMember(self, request: pb.GetMemberRequest, context: object) -> pb.GetMemberResponse:
@@ -103,7 +108,7 @@ class MemberServicer(MemberServiceServicer):
             if not message.deadline_unix_ms or self._clock.now() < datetime.fromtimestamp(message.deadline_unix_ms / 1000, UTC):
                 return None
             refused = Refusal("not_decided_in_time", 503, "Not decided in time", "Nothing was done. Send the same command again.")
-        return operations.Outcome(refused.status, render(refused))
+        return operations.Outcome(refused.status, render(refused), code=refused.code)
 
 
 def _operation(message: pb.Operation) -> operations.Operation:
@@ -112,6 +117,12 @@ def _operation(message: pb.Operation) -> operations.Operation:
 
 def _given(message: pb.MemberFields) -> GivenFields:
     return GivenFields(**{field.name: value for field, value in message.ListFields()})
+
+
+def _count(outcomes: Sequence[operations.Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.code:
+            REFUSALS.of(outcome.code).inc()
 
 
 def _outcome(outcome: operations.Outcome) -> pb.MemberOutcome:

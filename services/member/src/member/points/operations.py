@@ -13,6 +13,7 @@ from member.paging import cursor, page, position_of
 from member.points.rules import Lot, Shortfall, Wallet
 from member.programmes.operations import Books
 from member.sales.documents import encode, points_figures, utc_text
+from member.wallet.counting import count_moves
 from member.wallet.events import points_moved
 from member.wallet.loading import load_lots, lock_wallets, read_wallets
 from member.wallet.writing import write
@@ -78,6 +79,7 @@ async def settle_wallet(engine: AsyncEngine, programmes: Books, member_id: str, 
         wallet.settle(now)
         if wallet.entries:
             await write(driver, now, wallets=[wallet], events=[points_moved(wallet, await programmes.current(driver), now, "")])
+    count_moves([wallet])
 
 
 async def _settled_copy(connection: RawConnection, member_id: str, programme_id: str, now: datetime) -> Wallet:

@@ -41,9 +41,10 @@ class Command(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """The answer to one command: HTTP status and public JSON. `amount_minor`: a sale's net, or a refund."""
+    """The answer to one command: HTTP status and public JSON. `amount_minor`: a sale's net, or a refund. `code`: of a new refusal."""
 
     status: int
     body: bytes
     replayed: bool = False
     amount_minor: int = 0
+    code: str = ""

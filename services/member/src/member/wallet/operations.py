@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -20,8 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kit.clock import Clock
 from kit.db import RawConnection, may_retry, raw, transaction
 from kit.ids import uuid7
+from kit.metrics import WRITER_DURATION, WRITER_GROUP_SIZE, WRITER_RETRIES, WRITER_SPLITS
 from kit.problems import Refusal, render
-from member.answers.operations import Answer, OperationTaken, reused
+from member.answers.operations import OPERATION_ID_REUSED, Answer, OperationTaken, reused
 from member.points.rules import Cause, Wallet
 from member.programmes.operations import Books
 from member.programmes.rules import ProgrammeBook, ProgrammeVersion
@@ -41,6 +43,7 @@ from member.sales.rules import (
     too_many_points,
 )
 from member.wallet.commands import Command, NewAdjustment, Outcome, SaleToReverse
+from member.wallet.counting import count_amounts, count_moves
 from member.wallet.events import points_moved, return_recorded, sale_recorded, sale_reversed
 from member.wallet.loading import (
     ALL,
@@ -72,6 +75,7 @@ async def execute_commands(engine: AsyncEngine, clock: Clock, programmes: Books,
     tried again whole, by the operation ids; a fault of data splits the group, until the one at fault is alone and answered 500.
     A command whose deadline passes before it is decided is answered 503; nothing of it was stored.
     """
+    begun = perf_counter()
     give_up_at = clock.now() + LONGEST_TRY
     pause = FIRST_PAUSE_SECONDS
     while True:
@@ -81,15 +85,17 @@ async def execute_commands(engine: AsyncEngine, clock: Clock, programmes: Books,
         try:
             async with transaction(engine) as connection:
                 group = _Group(raw(connection), programmes, now)
-                return await group.run(commands)
+                outcomes = await group.run(commands)
         except OperationTaken:
             continue
         except Exception as error:  # noqa: BLE001  # whatever it is, it fails this group and is told apart below
             if may_retry(error):
+                WRITER_RETRIES.of().inc()
                 _log.warning("group tried again", extra={"commands": len(commands), "error": type(error).__name__})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
             elif len(commands) > 1:
+                WRITER_SPLITS.of().inc()
                 middle = len(commands) // 2
                 return [
                     *await execute_commands(engine, clock, programmes, commands[:middle]),
@@ -98,6 +104,11 @@ async def execute_commands(engine: AsyncEngine, clock: Clock, programmes: Books,
             else:
                 _log.exception("command failed", extra={"operation_id": commands[0].operation_id})
                 return [_failed()]
+        else:
+            WRITER_GROUP_SIZE.of().observe(len(commands))
+            WRITER_DURATION.of().observe(perf_counter() - begun)
+            group.count()
+            return outcomes
 
 
 async def preview_reversal(engine: AsyncEngine, clock: Clock, programmes: Books, reversal: SaleToReverse) -> Outcome:
@@ -142,7 +153,7 @@ def _amount_in(answer: Answer) -> int:
 
 def _too_late() -> Outcome:
     refused = Refusal("not_decided_in_time", 503, "Not decided in time", "Nothing was done. Send the same command again.")
-    return Outcome(refused.status, render(refused))
+    return Outcome(refused.status, render(refused), code=refused.code)
 
 
 def _failed() -> Outcome:
@@ -159,6 +170,7 @@ class _Decision:
     subject_id: str | None = None
     member_id: str | None = None
     amount_minor: int = 0
+    code: str = ""
 
 
 @dataclass(slots=True)
@@ -193,7 +205,7 @@ class _Group:
             try:
                 decision = self.decide(command)
             except Refusal as refused:
-                decision = _Decision(refused.status, render(refused))
+                decision = _Decision(refused.status, render(refused), code=refused.code)
             answer = Answer(
                 operation_id=command.operation_id,
                 fingerprint=command.fingerprint,
@@ -208,7 +220,7 @@ class _Group:
             )
             self.answers[command.operation_id] = answer
             new_answers.append(answer)
-            outcomes.append(Outcome(decision.status, decision.body, amount_minor=decision.amount_minor))
+            outcomes.append(Outcome(decision.status, decision.body, amount_minor=decision.amount_minor, code=decision.code))
         await self._write(new_answers)
         return outcomes
 
@@ -289,7 +301,7 @@ class _Group:
     def _answer_again(self, command: Command, known: Answer) -> Outcome:
         if known.fingerprint != command.fingerprint or known.sealed:
             status, body = reused(command.operation_id)
-            return Outcome(status, body)
+            return Outcome(status, body, code=OPERATION_ID_REUSED)
         return Outcome(known.status, known.body, replayed=True, amount_minor=_amount_in(known))
 
     def decide(self, command: Command) -> _Decision:
@@ -393,6 +405,11 @@ class _Group:
             wallet.settle(self.now)
             self.trace_of_wallet[key] = command.traceparent
         return wallet
+
+    def count(self) -> None:
+        """Counts what it did. Called once it is committed."""
+        count_amounts(self.new_sales, self.new_reversals, self.new_returns)
+        count_moves(list(self.wallets.values()))
 
     async def _write(self, answers: Sequence[Answer]) -> None:
         moved = [

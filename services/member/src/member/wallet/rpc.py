@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kit.clock import Clock
 from kit.db import RawConnection, raw, reading, transaction
 from kit.problems import Refusal, render
-from kit.rpc import current_actor
+from kit.rpc import GroupSpans, current_actor
 from kit.tokens import Actor, TokenInvalid, TokenVerifier
+from kit.tracing import recorder
 from member.access import require_role
 from member.answers.operations import find_answers
 from member.paging import page_size
@@ -26,10 +27,12 @@ from member.sales import operations as sales
 from member.sales.documents import encode, utc_text
 from member.sales.rules import Discount, NewLine, NewReturn, NewReversal, NewSale, Store, Tender
 from member.wallet.commands import Act, Command, NewAdjustment, Outcome, SaleToReverse
+from member.wallet.counting import count_outcome
 from member.wallet.operations import execute_commands, preview_reversal
 from regulars.member.v1 import wallet_service_pb2 as pb
 from regulars.member.v1.wallet_service_pb2_grpc import WalletServiceServicer
 
+_EXECUTE = "regulars.member.v1.WalletService/ExecuteCommands"
 _ROLES_OF_ACT = {
     "record_sale": ("till", "admin"),
     "reverse_sale": ("till", "admin"),
@@ -49,6 +52,37 @@ class WalletServicer(WalletServiceServicer):
         self._nudge = nudge
 
     async def ExecuteCommands(self, request: pb.ExecuteCommandsRequest, context: object) -> pb.ExecuteCommandsResponse:
+        if recorder() is None:
+            found = await self._execute(request)
+        else:
+            found = await self._execute_recorded(request)
+        for message, outcome in zip(request.commands, found, strict=True):
+            count_outcome(message.WhichOneof("act") or "", outcome)
+        return pb.ExecuteCommandsResponse(
+            outcomes=[
+                pb.Outcome(status=outcome.status, body=outcome.body, replayed=outcome.replayed, amount_minor=outcome.amount_minor)
+                for outcome in found
+            ]
+        )
+
+    async def _execute_recorded(self, request: pb.ExecuteCommandsRequest) -> list[Outcome]:
+        """Decides the commands; in each trace that is recorded there is a span of it, below which the events are."""
+        spans, code = GroupSpans(_EXECUTE, "server"), "INTERNAL"
+        given = [message.traceparent for message in request.commands]
+        for message in request.commands:
+            message.traceparent = spans.under(message.traceparent)
+        try:
+            outcomes = await self._execute(request)
+            code = "OK"
+            for traceparent, message, outcome in zip(given, request.commands, outcomes, strict=True):
+                ended = "OK" if outcome.status < 500 else "UNAVAILABLE" if outcome.status == 503 else "INTERNAL"
+                said = {"regulars.act": message.WhichOneof("act") or "", "regulars.status": outcome.status, "regulars.code": outcome.code}
+                spans.tell(traceparent, ended, **said, **{"regulars.replayed": outcome.replayed})
+        finally:
+            spans.end(code, **{"regulars.group_size": len(given)})
+        return outcomes
+
+    async def _execute(self, request: pb.ExecuteCommandsRequest) -> list[Outcome]:
         outcomes: list[Outcome | None] = []
         allowed: list[Command] = []
         for message in request.commands:
@@ -57,16 +91,11 @@ class WalletServicer(WalletServiceServicer):
                 allowed.append(_command(message))
                 outcomes.append(None)
             except Refusal as refused:
-                outcomes.append(Outcome(refused.status, render(refused)))
+                outcomes.append(Outcome(refused.status, render(refused), code=refused.code))
         # A caller that goes away does not undo a group: its answers are stored, and given when it asks again.
         decided = iter(await asyncio.shield(execute_commands(self._engine, self._clock, self._programmes, allowed)) if allowed else [])
         self._nudge()
-        return pb.ExecuteCommandsResponse(
-            outcomes=[
-                pb.Outcome(status=outcome.status, body=outcome.body, replayed=outcome.replayed, amount_minor=outcome.amount_minor)
-                for outcome in (given or next(decided) for given in outcomes)
-            ]
-        )
+        return [given or next(decided) for given in outcomes]
 
     def _check_rights(self, message: pb.Command) -> None:
         try:
