@@ -117,6 +117,17 @@ def test_a_command_at_set_times_reaches_what_it_names_and_nothing_else() -> None
     }
 
 
-@pytest.mark.parametrize("case", ["trial", "private", "cloud", "jobs", "trial-upgrade", "inline-upgrade"])
+def test_backups_reach_the_server_and_their_store_and_only_base_backups_the_gateway() -> None:
+    found = edges(resources("backup"))
+
+    def reached_by(component: str) -> set[tuple[str, int]]:
+        return {(edge.target, edge.port) for edge in found if edge.source == component}
+
+    assert reached_by("backup-wal") == {("postgresql", 5432), (OUTSIDE, 9000)}
+    assert reached_by("backup-base") == {("postgresql", 5432), (OUTSIDE, 9000), ("gateway-serve", 8600)}
+    assert reached_by("backup-verify") == reached_by("backup-prune") == {(OUTSIDE, 9000)}
+
+
+@pytest.mark.parametrize("case", ["trial", "private", "cloud", "jobs", "backup", "trial-upgrade", "inline-upgrade"])
 def test_every_pod_is_under_a_policy_that_denies_by_default(case: str) -> None:
     assert is_denied_by_default(resources(case))

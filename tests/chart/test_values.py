@@ -97,6 +97,9 @@ IMPOSSIBLE: list[tuple[str, Mapping[str, Any], str]] = [
     (CLOUD, {"httpRoute": {"parentRefs": []}}, "httpRoute.enabled needs httpRoute.parentRefs"),
     (PRIVATE, {"certManager": {"issuerRef": {"name": ""}}}, "certManager.enabled needs certManager.issuerRef.name"),
     (TRIAL, {"certManager": {"enabled": True, "issuerRef": {"name": "ca"}}}, "certManager.enabled needs a name to certify"),
+    (TRIAL, {"backup": {"enabled": True}}, "backup.enabled needs backup.to, where backups go"),
+    (TRIAL, {"backup": {"enabled": True, "to": "/backups"}}, "backup.to is a folder, which needs backup.volumeClaim"),
+    (PRIVATE, {"backup": {"enabled": True, "to": "s3://a/b"}}, "backup.enabled needs backup.database.existingSecret"),
     (PRIVATE, {"cronJobs": {"nightly": {"image": "cli"}}}, "cronJobs.nightly needs a schedule"),
     (
         PRIVATE,

@@ -14,10 +14,11 @@
 {{- toYaml (dict "names" $names) -}}
 {{- end -}}
 
-{{/* Variable that holds the URL of a database: a service's name, `bus` or `clickhouse`. */}}
+{{/* Variable that holds the URL of a database: a service's name, `bus`, `clickhouse` or `backup` (the server as a whole). */}}
 {{- define "regulars.urlVariable" -}}
 {{- if eq . "bus" -}}BUS_URL
 {{- else if eq . "clickhouse" -}}CLICKHOUSE_URL
+{{- else if eq . "backup" -}}BACKUP_DATABASE_URL
 {{- else -}}{{ include "regulars.variable" . }}_DATABASE_URL
 {{- end -}}
 {{- end -}}
@@ -27,6 +28,8 @@
 {{- $values := (index . 0).Values -}}
 {{- if eq (index . 1) "clickhouse" -}}
 {{- toYaml $values.clickhouse -}}
+{{- else if eq (index . 1) "backup" -}}
+{{- toYaml $values.backup.database -}}
 {{- else -}}
 {{- toYaml (get $values.postgresql.databases (index . 1) | default (dict "url" "" "existingSecret" "" "existingSecretKey" "" "maxConnections" 0)) -}}
 {{- end -}}
@@ -47,7 +50,8 @@
 {{/* URLs given in values, which the chart keeps in a Secret, as YAML: variable to URL. */}}
 {{- define "regulars.inlineUrls" -}}
 {{- $urls := dict -}}
-{{- range append (include "regulars.databases" . | fromYaml).names "clickhouse" -}}
+{{- $names := append (include "regulars.databases" . | fromYaml).names "clickhouse" -}}
+{{- range ternary (append $names "backup") $names .Values.backup.enabled -}}
 {{- if eq (include "regulars.urlSource" (list $ .)) "inline" -}}
 {{- $_ := set $urls (include "regulars.urlVariable" .) (include "regulars.given" (list $ .) | fromYaml).url -}}
 {{- end -}}

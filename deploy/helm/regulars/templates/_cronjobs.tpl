@@ -6,7 +6,60 @@
 {{- $_ := merge $job (dict "component" (printf "job-%s" $name) "name" (printf "%s-%s" (include "regulars.fullname" $) $name)) -}}
 {{- $jobs = append $jobs $job -}}
 {{- end -}}
+{{- with .Values.backup -}}
+{{- if .enabled -}}
+{{- $common := include "regulars.backupJob" $ | fromYaml -}}
+{{- range list (dict "name" "backup-base" "schedule" .schedule "args" (list "backup" "run"))
+               (dict "name" "backup-verify" "schedule" .verifySchedule "args" (list "backup" "verify"))
+               (dict "name" "backup-prune" "schedule" .pruneSchedule "args" (list "backup" "prune" "--keep" (toString $.Values.backup.keep))) -}}
+{{- $job := include "regulars.merge" (list $.Values.cronJobDefaults $common) | fromYaml -}}
+{{- $_ := set $job "schedule" .schedule -}}
+{{- $_ := set $job "args" .args -}}
+{{- if ne .name "backup-base" -}}
+{{- $_ := set $job "databases" list -}}
+{{- else if $.Values.backup.apiKeySecret -}}
+{{- $public := include "regulars.public" $ | fromYaml -}}
+{{- $_ := set $job "api" true -}}
+{{- $_ := set $job "env" (merge (dict "REGULARS_URL" (printf "http://%s:%v" $public.name $public.port)) $job.env) -}}
+{{- $key := dict "name" "REGULARS_KEY" "valueFrom" (dict "secretKeyRef" (dict "name" $.Values.backup.apiKeySecret "key" "REGULARS_KEY")) -}}
+{{- $_ := set $job "extraEnv" (append $job.extraEnv $key) -}}
+{{- end -}}
+{{- $_ := merge $job (dict "component" .name "name" (printf "%s-%s" (include "regulars.fullname" $) .name)) -}}
+{{- $jobs = append $jobs $job -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml (dict "jobs" $jobs) -}}
+{{- end -}}
+
+{{/* What every process of the backups gets, as a CronJob has it. */}}
+{{- define "regulars.backupJob" -}}
+{{- with .Values.backup -}}
+{{- $env := dict "BACKUP_TO" .to "AWS_REGION" .s3.region -}}
+{{- with .recipients -}}
+{{- $_ := set $env "BACKUP_RECIPIENTS" (join "," .) -}}
+{{- end -}}
+{{- with .s3.endpoint -}}
+{{- $_ := set $env "AWS_ENDPOINT_URL" . -}}
+{{- end -}}
+{{- $secrets := list -}}
+{{- with .s3.existingSecret -}}
+{{- range list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" -}}
+{{- $secrets = append $secrets (dict "name" . "valueFrom" (dict "secretKeyRef" (dict "name" $.Values.backup.s3.existingSecret "key" .))) -}}
+{{- end -}}
+{{- end -}}
+{{- $egress := list -}}
+{{- if hasPrefix "s3://" .to -}}
+{{- $egress = append $egress (include "regulars.egressOutside" $.Values.networkPolicy.backup | fromYamlArray | first) -}}
+{{- end -}}
+{{- $volumes := list -}}
+{{- $mounts := list -}}
+{{- with .volumeClaim -}}
+{{- $volumes = append $volumes (dict "name" "backups" "persistentVolumeClaim" (dict "claimName" .)) -}}
+{{- $mounts = append $mounts (dict "name" "backups" "mountPath" "/backups") -}}
+{{- end -}}
+{{- toYaml (dict "image" "cli" "databases" (list "backup") "env" $env "extraEnv" $secrets "egress" $egress "volumes" $volumes "volumeMounts" $mounts "resources" .resources) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Environment of a CronJob's container: (list root job). */}}
