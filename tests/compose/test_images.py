@@ -149,6 +149,14 @@ def test_what_it_says_of_itself(images: dict[str, str], service: str) -> None:
 def test_what_all_need_is_one_layer_of_all(images: dict[str, str]) -> None:
     """So that a machine has it once."""
     done = subprocess.run(("docker", "image", "inspect", *images.values()), check=True, capture_output=True)
-    layers = [each["RootFS"]["Layers"] for each in json.loads(done.stdout)]
-    shared = set(layers[0]).intersection(*layers[1:])
-    assert {len(of_one) - len(shared) for of_one in layers} == {2}, "the packages of the service, and our code"
+    layers = {name: set(each["RootFS"]["Layers"]) for name, each in zip(images, json.loads(done.stdout), strict=True)}
+    shared = set.intersection(*layers.values())
+    # The packages of the service, and our code; the operator's command has PostgreSQL's programs besides.
+    assert {name: len(own - shared) for name, own in layers.items()} == {"gateway": 2, "member": 2, "reporting": 2, "cli": 3}
+
+
+def test_postgresql_s_programs_are_there_for_backups(images: dict[str, str]) -> None:
+    script = "import os, subprocess, sys; subprocess.run([os.environ['PG_BIN'] + '/' + sys.argv[1], '--version'], check=True)"
+    for program in ("pg_basebackup", "pg_receivewal", "postgres"):
+        done = run(images["cli"], "-c", script, program, entrypoint="python")
+        assert done.stdout.startswith(f"{program} (PostgreSQL) 18."), done.stderr
