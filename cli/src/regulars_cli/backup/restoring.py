@@ -128,6 +128,9 @@ def _make(
     base = next(part for part in backup.parts if "/base.tar" in part.name)
     _unpack(opener.get(store, base.name, base.sha256), fresh)
     _verify(fresh, backup)
+    # A server that keeps its socket in its data folder has the socket's lock there too, which says that it runs.
+    for lock in fresh.glob(".s.PGSQL.*"):
+        lock.unlink()
     if chosen.wal:
         say(f"Fetching {len(chosen.wal):,} segments of WAL.")
     _fetch_wal(store, chosen.wal, backup, opener, fresh / WAL_FOLDER)
@@ -335,10 +338,11 @@ def _run_until_recovered(folder: Path, backup: Backup, server: Server, owner: Ow
         env={**{name: value for name, value in os.environ.items() if not name.startswith("PG")}, "LC_ALL": "C"},
         **(owner.options if owner else {}),
     )
+    assert process.stderr is not None  # noqa: S101  # it was asked for
     said = bytearray()
 
     def listen() -> None:
-        assert process.stderr is not None  # noqa: S101  # it was asked for
+        assert process.stderr is not None  # noqa: S101
         for line in process.stderr:
             said.extend(line)
             del said[:-65536]
@@ -358,6 +362,7 @@ def _run_until_recovered(folder: Path, backup: Backup, server: Server, owner: Ow
             process.terminate()
         process.wait()
         listening.join()
+        process.stderr.close()
         if socket_dir != folder:
             shutil.rmtree(socket_dir, ignore_errors=True)
     return None if recovered else said.decode("utf-8", "replace")

@@ -77,6 +77,8 @@ class Server:
             yield connection
         except asyncpg.InsufficientPrivilegeError as error:
             raise CannotBackUp("The role may not replicate: give it REPLICATION and pg_monitor.") from error
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:
+            raise CannotBackUp(f"PostgreSQL went away, or refuses ({reason(error)}): look into its log.") from error
         finally:
             connection.terminate()
 

@@ -100,14 +100,18 @@ class Folder:
             raise
 
     def get(self, name: str) -> Iterator[bytes]:
-        try:
-            file = (self._root / name).open("rb")
-        except FileNotFoundError:
-            raise ObjectMissing(name) from None
+        path = self._root / name
+        if not path.is_file():
+            raise ObjectMissing(name)
 
         def pieces() -> Iterator[bytes]:
-            with file:
-                yield from iter(lambda: file.read(PIECE_BYTES), b"")
+            try:
+                with path.open("rb") as file:
+                    yield from iter(lambda: file.read(PIECE_BYTES), b"")
+            except FileNotFoundError:
+                raise ObjectMissing(name) from None
+            except OSError as error:
+                raise CannotBackUp(f"{path} cannot be read: {error.strerror}.") from error
 
         return pieces()
 

@@ -112,10 +112,15 @@ async def _session(
             facts = await facts_of(connection)
             await asyncio.to_thread(own_archive, store, facts)
             number = await _next_segment(connection, store, facts)
-            # From a folder that has the segment before, it goes on with the next.
-            _hollow(Path(spool) / segment_name(facts.timeline, number - 1, facts.segment_bytes), facts.segment_bytes)
+            # It begins with what a run before left unfinished.
+            (Path(spool) / (segment_name(facts.timeline, number, facts.segment_bytes) + PARTIAL)).touch()
+            # One that a killed process left behind writes for nobody.
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE starts_with(application_name, $1)", RECEIVER
+            )
+            name = f"{RECEIVER}-{connection.get_server_pid()}"
             shipping = _Shipping(store, sealer, facts, Path(spool), connection, number)
-            async with _Receiver(server, facts.major, Path(spool)) as receiver:
+            async with _Receiver(server, facts.major, Path(spool), name) as receiver:
                 while True:
                     began = asyncio.get_running_loop().time()
                     heard(await shipping.round(receiver))
@@ -147,18 +152,14 @@ async def _next_segment(connection: RawConnection, store: Store, facts: Facts) -
     return max(following, kept_from)
 
 
-def _hollow(path: Path, size: int) -> None:
-    """A file that is as large as a segment and takes no room."""
-    with path.open("wb") as file:
-        file.truncate(size)
-
-
 class _Receiver:
     """One run of pg_receivewal, without a slot: only we know what is durable."""
 
-    def __init__(self, server: Server, major: int, spool: Path) -> None:
+    def __init__(self, server: Server, major: int, spool: Path, name: str) -> None:
         conninfo, self._environment = server.connection()
-        self._environment |= {"PGAPPNAME": RECEIVER}
+        self._environment |= {"PGAPPNAME": name}
+        # As the server knows it: what another run has received is not in this spool.
+        self.name = name
         self._command = (
             server.program("pg_receivewal", major),
             f"--directory={spool}",
@@ -228,7 +229,7 @@ class _Shipping:
         lsn = str(await self._connection.fetchval("SELECT pg_current_wal_flush_lsn()::text"))
         await self._has_come(receiver, lsn)
         timeline = self._facts.timeline
-        await in_thread(lambda: self._ship(lsn))
+        await in_thread(lambda: self._ship_what_stays(lsn))
         await self._release()
         covered = Covered(until, lsn, timeline)
         await asyncio.to_thread(write_json, self._store, object_of(timeline, COVERED), covered)
@@ -243,8 +244,8 @@ class _Shipping:
             await receiver.check()
             row = await self._connection.fetchrow(
                 "SELECT write_lsn::text AS lsn, write_lsn >= $2::text::pg_lsn AS done FROM pg_stat_replication WHERE application_name = $1"
-                " ORDER BY write_lsn DESC NULLS LAST LIMIT 1",
-                RECEIVER,
+                " LIMIT 1",
+                receiver.name,
                 lsn,
             )
             if row is not None and row["done"]:
@@ -255,6 +256,15 @@ class _Shipping:
             if loop.time() > deadline:
                 raise CannotBackUp("The server sends no WAL: may the role see pg_stat_replication (pg_monitor)?")
             await asyncio.sleep(_POLL_SECONDS)
+
+    def _ship_what_stays(self, lsn: str) -> None:
+        """A file may be given its final name between being seen and being read."""
+        while True:
+            try:
+                self._ship(lsn)
+            except FileNotFoundError:
+                continue
+            return
 
     def _ship(self, lsn: str) -> None:
         """In a thread: stores what is whole, in order, then the copy of what is being written."""
@@ -274,7 +284,9 @@ class _Shipping:
             ):
                 self._sealer.put(self._store, object_of(int(path.name[:8], 16), path.name), _pieces(path))
                 self._partial = (path.name, lsn)
-        # The newest stays: the receiver, started again, goes on behind it.
+        if self._next * size < lsn_number(lsn) and (self._partial is None or self._partial[1] != lsn):
+            raise CannotBackUp(f"pg_receivewal has not written what the server sent it up to {lsn}.")
+        # The newest stays: the receiver goes on behind it.
         for path in sorted(each for each in self._spool.iterdir() if len(each.name) == 24)[:-1]:
             path.unlink()
 
