@@ -22,7 +22,7 @@ import psutil
 from kit.ids import uuid7
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 class System:
@@ -56,6 +56,7 @@ class System:
         )
         while not (self.var / "up.json").exists():
             if self._process.poll() is not None or time.monotonic() - began > START_SECONDS:
+                self.stop()
                 raise RuntimeError((self._folder / "up.log").read_text())
             time.sleep(0.05)
         self.start_seconds = time.monotonic() - began
@@ -67,13 +68,31 @@ class System:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait(60)
+        self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Ends it, and leaves what it wrote until the end of the block."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(60)
 
     def url(self, database: str) -> str:
         """A database of the server under measurement."""
         return f"postgresql://postgres@/{database}?host={quote(self.socket_dir, safe='')}"
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever runs of it."""
+        return self._children()
+
+    @property
+    def server_pid(self) -> int:
+        """The PostgreSQL server's own process."""
+        return self._server.pid
+
+    def name_of(self, process: psutil.Process) -> str:
+        """gateway, member, reporting, kafka.Kafka or postgres."""
+        return _name(process)
 
     def _children(self) -> list[psutil.Process]:
         return psutil.Process(self._process.pid).children(recursive=True)
