@@ -13,13 +13,15 @@ from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import OperationalError
+from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
 
+from kit.metrics import CLICKHOUSE_DURATION, CLICKHOUSE_ERRORS
 from kit.settings import SettingsInvalid
 from reporting.settings import StorageSettings
 
@@ -28,6 +30,8 @@ T = TypeVar("T")
 EMBEDDED_DATABASE = "reporting"
 CONNECT_SECONDS = 5
 REPLY_SECONDS = 120
+# For so long after it answered it is not asked whether it does.
+FRESH_SECONDS = 2.0
 # What every query is read with: a fact counts once, also before the background has merged what replaced it. A month of one part needs
 # no merging, and months need none with one another, for a fact stays in its month.
 READ_SETTINGS = {"final": 1, "do_not_merge_across_partitions_select_final": 1}
@@ -58,6 +62,7 @@ class ClickHouse:
             self._readers.put_nowait(None)
         self._writer: asyncio.Queue[Client | None] = asyncio.Queue()
         self._writer.put_nowait(None)
+        self._answered_at = -FRESH_SECONDS
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,12 +85,12 @@ class ClickHouse:
         """
         given = {**READ_SETTINGS, **(settings or {})}
         return await self._on(
-            self._readers, lambda client: client.query(statement, parameters=dict(parameters or {}), settings=given).result_rows
+            self._readers, lambda client: client.query(statement, parameters=dict(parameters or {}), settings=given).result_rows, "query"
         )
 
     async def command(self, statement: str, parameters: Mapping[str, object] | None = None) -> None:
         """Runs a statement that has no rows, in turn with the inserts. Raises as `query` does."""
-        await self._on(self._writer, lambda client: client.command(statement, parameters=dict(parameters or {})))
+        await self._on(self._writer, lambda client: client.command(statement, parameters=dict(parameters or {})), "query")
 
     async def insert(self, table: str, columns: Iterable[str], block: bytes) -> None:
         """Inserts a block of rows in the Native format, with these columns. On return they are on disk.
@@ -93,11 +98,24 @@ class ClickHouse:
         After an error it is not known whether they are. Raises as `query` does.
         """
         await self._on(
-            self._writer, lambda client: client.raw_insert(table, list(columns), block, settings=dict(INSERT_SETTINGS), fmt="Native")
+            self._writer,
+            lambda client: client.raw_insert(table, list(columns), block, settings=dict(INSERT_SETTINGS), fmt="Native"),
+            "insert",
         )
 
-    async def _on(self, connections: "asyncio.Queue[Client | None]", call: Callable[[Client], T]) -> T:
+    async def answers(self) -> str:
+        """For readiness: nothing when it answers, did a moment ago, or works on as many reports as it may; else a word for why not."""
+        if self._readers.empty() or asyncio.get_running_loop().time() - self._answered_at < FRESH_SECONDS:
+            return ""
+        try:
+            await self.query("SELECT 1")
+        except ClickHouseUnavailable:
+            return "away"
+        return ""
+
+    async def _on(self, connections: "asyncio.Queue[Client | None]", call: Callable[[Client], T], kind: str) -> T:
         """Runs `call` in a thread with a connection that is free. Connections are made when they are first needed."""
+        begun = perf_counter()
         client = await connections.get()
 
         def run() -> T:
@@ -110,9 +128,17 @@ class ClickHouse:
         running = asyncio.ensure_future(self._in_thread(run))
         running.add_done_callback(lambda _: connections.put_nowait(client))
         try:
-            return await asyncio.shield(running)
+            answer = await asyncio.shield(running)
         except (OperationalError, OSError) as error:
+            CLICKHOUSE_ERRORS.of(kind).inc()
             raise ClickHouseUnavailable(type(error).__name__) from error
+        except ClickHouseError:
+            CLICKHOUSE_ERRORS.of(kind).inc()
+            raise
+        finally:
+            CLICKHOUSE_DURATION.of(kind).observe(perf_counter() - begun)
+        self._answered_at = asyncio.get_running_loop().time()
+        return answer
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)

@@ -14,7 +14,6 @@ Exit codes: 0 done or stopped; 1 could not be done; 2 wrong settings or argument
 import argparse
 import asyncio
 import logging
-import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +25,10 @@ from kit.bus.connecting import BusSettings, connect
 from kit.bus.consuming import TooManyDeadLetters, consume
 from kit.bus.interface import Bus, BusUnavailable
 from kit.clock import SystemClock
+from kit.health import Health
+from kit.metrics import CONSUMER_BUS_AWAY
+from kit.metrics import GROUP as GROUPS
+from kit.ops import CannotListen, OpsSettings, operated, stop_when_told
 from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
 from kit.waiting import wait_at_most
@@ -66,6 +69,13 @@ class Parts:
     serve: bool = False
     consume: bool = False
 
+    @property
+    def name(self) -> str:
+        """What operators call it; empty: it does not go on."""
+        if self.serve and self.consume:
+            return "all"
+        return "serve" if self.serve else "consume" if self.consume else ""
+
 
 def main(arguments: list[str]) -> int:
     """Runs a subcommand and returns the exit code."""
@@ -85,7 +95,7 @@ def main(arguments: list[str]) -> int:
             parts = Parts(**{name: True})
     try:
         storage = load(StorageSettings)
-        configure_logging("reporting", storage.log_level)
+        configure_logging("reporting", storage.log_level, options.subcommand)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(parts, storage))
     except SettingsInvalid as invalid:
@@ -94,7 +104,7 @@ def main(arguments: list[str]) -> int:
     except DatabaseIsNewer as newer:
         print(newer, file=sys.stderr)
         return 3
-    except (CannotStart, DataFolderInUse) as reason:
+    except (CannotStart, CannotListen, DataFolderInUse) as reason:
         print(reason, file=sys.stderr)
         return 1
     return 0
@@ -102,41 +112,53 @@ def main(arguments: list[str]) -> int:
 
 async def run(parts: Parts, storage: StorageSettings) -> None:
     """Does the parts; serves and consumes until SIGTERM or SIGINT, then finishes what is under way."""
-    async with open_clickhouse(storage) as clickhouse:
-        if parts.await_migrated_seconds:
-            await _await_migrated(clickhouse, parts.await_migrated_seconds)
-            return
-        await _answers(clickhouse)
-        if parts.migrate:
-            log.info("migrated", extra={"migrations": await migrate(clickhouse)})
-        if not parts.serve and not parts.consume:
-            return
-        done = await migrations_done(clickhouse)
-        if newest_migration() not in done:
-            raise CannotStart(
-                f"The database is at {done[-1] if done else 'no migration'}: run `python -m reporting migrate` to bring it to "
-                f"{newest_migration()}."
-            )
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        handler = FactsHandler(clickhouse)
-        tasks = []
-        if parts.consume:
-            tasks.append(asyncio.create_task(_consume(clickhouse, handler, stopping, serves=parts.serve)))
-        if parts.serve:
-            tasks.append(asyncio.create_task(_serve(clickhouse, handler, stopping, alone=not storage.clickhouse_url)))
-        try:
-            # One that fails ends the process; the other finishes what is under way.
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            stopping.set()
-            await asyncio.wait(tasks)
-        for task in tasks:
-            task.result()
+    if not parts.name:
+        async with open_clickhouse(storage) as clickhouse:
+            await _prepare(parts, clickhouse)
+        return
+    ops = load(OpsSettings)
+    async with operated("reporting", parts.name, ops) as health, open_clickhouse(storage) as clickhouse:
+        await _prepare(parts, clickhouse)
+        await _go_on(parts, storage, clickhouse, health, ops.drain_seconds)
 
 
-async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyncio.Event, *, alone: bool) -> None:
+async def _prepare(parts: Parts, clickhouse: ClickHouse) -> None:
+    """Does what has an end."""
+    if parts.await_migrated_seconds:
+        await _await_migrated(clickhouse, parts.await_migrated_seconds)
+        return
+    await _answers(clickhouse)
+    if parts.migrate:
+        log.info("migrated", extra={"migrations": await migrate(clickhouse)})
+
+
+async def _go_on(parts: Parts, storage: StorageSettings, clickhouse: ClickHouse, health: Health, drain_seconds: int) -> None:
+    done = await migrations_done(clickhouse)
+    if newest_migration() not in done:
+        raise CannotStart(
+            f"The database is at {done[-1] if done else 'no migration'}: run `python -m reporting migrate` to bring it to "
+            f"{newest_migration()}."
+        )
+    health.require("clickhouse", clickhouse.answers)
+    # Nobody sends work to what only consumes: it need not say beforehand that it goes.
+    stopping = stop_when_told(health, drain_seconds if parts.serve else 0)
+    handler = FactsHandler(clickhouse)
+    tasks = []
+    if parts.consume:
+        tasks.append(asyncio.create_task(_consume(clickhouse, handler, stopping, health, serves=parts.serve)))
+    if parts.serve:
+        tasks.append(asyncio.create_task(_serve(clickhouse, handler, stopping, health, alone=not storage.clickhouse_url)))
+    try:
+        # One that fails ends the process; the other finishes what is under way.
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        stopping.set()
+        await asyncio.wait(tasks)
+    for task in tasks:
+        task.result()
+
+
+async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyncio.Event, health: Health, *, alone: bool) -> None:
     from kit.memory import freeze_start_up
     from kit.rpc import Server, create_channel
     from kit.tokens import TokenVerifier
@@ -169,9 +191,10 @@ async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asynci
             [
                 partial(add_ReportServiceServicer_to_server, ReportServicer(clickhouse)),
                 partial(add_RebuildServiceServicer_to_server, RebuildServicer(rebuilder)),
-                partial(add_ReconcileServiceServicer_to_server, ReconcileServicer(clickhouse, open_bus, channel)),
+                partial(add_ReconcileServiceServicer_to_server, ReconcileServicer(clickhouse, open_bus, channel, clock)),
             ],
             max_connection_age_seconds=settings.max_connection_age_seconds,
+            health=health,
         )
         await rebuilder.recover()
         freeze_start_up()
@@ -179,6 +202,7 @@ async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asynci
             await server.start(settings.listen)
         except RuntimeError as error:
             raise CannotStart(f"{settings.listen} cannot be listened on: is another process there?") from error
+        health.start()
         log.info("serving", extra={"listen": settings.listen, "migration": newest_migration()})
         await stopping.wait()
         log.info("stopping")
@@ -186,11 +210,21 @@ async def _serve(clickhouse: ClickHouse, handler: FactsHandler, stopping: asynci
         await server.stop(DRAIN_SECONDS)
 
 
-async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyncio.Event, *, serves: bool) -> None:
-    settings, is_away = load(BusSettings), False
+async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyncio.Event, health: Health, *, serves: bool) -> None:
+    settings, is_away, was_reached = load(BusSettings), False, False
+
+    async def reached() -> str:
+        return "" if was_reached else "not reached yet"
+
+    GROUPS.declare([GROUP])
+    if not serves:
+        # Reports can be had while the bus is away.
+        health.require("bus", reached)
+        health.start()
     while not stopping.is_set():
         try:
             async with connect(settings, client_name=CLIENT_NAME) as bus:
+                was_reached = True
                 with suppress(ClickHouseUnavailable):
                     await _warn_of_lost_facts(clickhouse, bus)
                 log.info("consuming", extra={"topics": TOPICS})
@@ -206,6 +240,7 @@ async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyn
                     gather_seconds=GATHER_SECONDS,
                 )
         except BusUnavailable:
+            CONSUMER_BUS_AWAY.of(GROUP).set(1)
             if not is_away:
                 log.warning("the bus is away; no facts come in until it is back")
             is_away = True

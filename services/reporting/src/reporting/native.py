@@ -63,6 +63,21 @@ def block(columns: Mapping[str, str], data: Mapping[str, Sequence[Any]]) -> byte
     return b"".join(parts)
 
 
+def rows_in(made: bytes) -> int:
+    """How many rows a block has that `block` made."""
+    numbers: list[int] = []
+    number = shift = 0
+    for byte in made:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            numbers.append(number)
+            number = shift = 0
+            if len(numbers) == 2:
+                break
+    return numbers[1]
+
+
 def _length(number: int) -> bytes:
     """Unsigned LEB128."""
     out = bytearray()

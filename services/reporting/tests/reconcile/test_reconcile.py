@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kit.bus.connecting import connect
 from kit.bus.interface import Bus
-from kit.clock import SystemClock
+from kit.clock import HeldClock, SystemClock
 from kit.db import create_engine, migrate
+from kit.metrics import LEDGER_CHECKED, LEDGER_MISMATCHES
 from kit.outbox import Event
 from kit.problems import Refusal
 from kit.rpc import Server, call_metadata, create_channel, refusal_of
@@ -235,7 +236,7 @@ async def test_what_is_recorded_meanwhile_is_left_out_on_both_sides(pair: Pair) 
 
 
 async def test_the_call_passes_its_own_rights_on_and_answers_a_document(pair: Pair) -> None:
-    servicer = ReconcileServicer(pair.clickhouse, pair.open_bus, pair.member)
+    servicer = ReconcileServicer(pair.clickhouse, pair.open_bus, pair.member, SystemClock())
     pair.past.pass_time(timedelta(seconds=1))
     async with serving(partial(add_ReconcileServiceServicer_to_server, servicer)) as channel:
         stub = ReconcileServiceStub(channel)
@@ -271,7 +272,7 @@ async def test_a_period_that_no_query_may_have_is_refused_by_its_place(
 ) -> None:
     """Nothing is asked of the ledger, which here is away."""
     async with create_channel("127.0.0.1:9") as nowhere:
-        servicer = ReconcileServicer(clickhouse, lambda: connect(bus_settings(bus_url), client_name="test"), nowhere)
+        servicer = ReconcileServicer(clickhouse, lambda: connect(bus_settings(bus_url), client_name="test"), nowhere, SystemClock())
         async with serving(partial(add_ReconcileServiceServicer_to_server, servicer)) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await ReconcileServiceStub(channel).ReconcileFacts(
@@ -284,7 +285,7 @@ async def test_a_period_that_no_query_may_have_is_refused_by_its_place(
 
 
 async def test_the_first_and_the_last_day_that_a_query_may_have_are_compared(pair: Pair) -> None:
-    servicer = ReconcileServicer(pair.clickhouse, pair.open_bus, pair.member)
+    servicer = ReconcileServicer(pair.clickhouse, pair.open_bus, pair.member, SystemClock())
     pair.past.pass_time(timedelta(seconds=1))
     async with serving(partial(add_ReconcileServiceServicer_to_server, servicer)) as channel:
         for asked in ({"from_day": "1970-01-01", "to_day": "2200-01-01"}, {"to_day": "1970-01-01"}, {"from_day": "2200-01-01"}):
@@ -298,3 +299,31 @@ async def test_a_ledger_that_is_away_is_said_to_be(pair: Pair) -> None:
         with pytest.raises(Refusal) as caught:
             await reconcile(pair.clickhouse, pair.open_bus, partial(ask_member, nowhere, token("admin")), Days())
     assert (caught.value.status, caught.value.code) == (503, "ledger_unavailable")
+
+
+async def test_operators_see_when_the_reports_were_compared_and_what_differed(pair: Pair) -> None:
+    def seen() -> list[float]:
+        return [s.value for gauge in (LEDGER_MISMATCHES, LEDGER_CHECKED) for family in gauge.collector.collect() for s in family.samples]
+
+    LEDGER_MISMATCHES.forget()
+    LEDGER_CHECKED.forget()
+    clock = HeldClock(SystemClock().now())
+    servicer = ReconcileServicer(pair.clickhouse, pair.open_bus, pair.member, clock)
+    pair.past.pass_time(timedelta(seconds=1))
+    async with serving(partial(add_ReconcileServiceServicer_to_server, servicer)) as channel:
+
+        async def compare(**days: str) -> int:
+            answer = await ReconcileServiceStub(channel).ReconcileFacts(
+                pb.ReconcileFactsRequest(**days), metadata=call_metadata(token("admin"))
+            )
+            return int(msgspec.json.decode(answer.body)["differences_total"])
+
+        assert await compare(to_day="1970-01-02") == 0
+        # That long past days agree is no proof of the present.
+        assert seen() == []
+        assert await compare() == 0
+        assert seen() == [0, clock.now().timestamp()]
+        await pair.clickhouse.command("ALTER TABLE sales DELETE WHERE 1 SETTINGS mutations_sync = 1")
+        clock.advance(timedelta(hours=1))
+        assert (differences := await compare()) > 0
+        assert seen() == [differences, clock.now().timestamp()]

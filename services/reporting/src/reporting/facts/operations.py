@@ -3,9 +3,13 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from kit.metrics import FACTS_INSERTED, TABLE
 from reporting.clickhouse import ClickHouse
 from reporting.facts.columns import COLUMNS, REBUILT
 from reporting.facts.rules import Fact, blocks_of
+from reporting.native import rows_in
+
+TABLE.declare(COLUMNS)
 
 
 async def insert_facts(clickhouse: ClickHouse, facts: Sequence[Fact]) -> None:
@@ -27,3 +31,4 @@ async def insert_blocks(clickhouse: ClickHouse, blocks: Mapping[str, bytes], *, 
     for table, block in blocks.items():
         name = table + suffix if table in REBUILT else table
         await clickhouse.insert(name, COLUMNS[table], block)
+        FACTS_INSERTED.of(table).inc(rows_in(block))
