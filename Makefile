@@ -1,6 +1,6 @@
 # Every target is one command; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help up down setup test check test-cluster bench bench-events images test-compose lock protos chart clean
+.PHONY: help up down setup test check test-cluster bench bench-events images test-compose drills lock protos chart clean
 SHELL := /bin/sh
 PORT ?= 8600
 REGULARS := .venv/bin/regulars
@@ -39,6 +39,9 @@ images: ## build the four container images, regulars/*:TAG (TAG=0.1.0), and say 
 
 test-compose: setup ## all of docker-compose.yml on a Docker Engine: images, sign-in, sales, reports, restart (fails where there is no engine)
 	@TEST_COMPOSE=1 .venv/bin/python -m pytest -s tests/compose $(ARGS)
+
+drills: setup ## lose servers, processes and networks under a load of sales, and prove that nothing was lost (some minutes)
+	@scripts/drills/all.sh
 
 lock: setup ## write requirements.lock from the pyproject.toml files (ARGS=--upgrade for the newest versions)
 	@scripts/lock.sh $(ARGS)
