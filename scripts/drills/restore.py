@@ -157,6 +157,8 @@ async def _drill(parsed: argparse.Namespace, machine: Machine, place: str) -> No
     if postgres.is_symlink():
         postgres.unlink()
 
+    listed = json.loads(await asyncio.to_thread(machine.regulars, "backup", "list", "--json", "--from", place))
+    moment = target or datetime.fromisoformat(listed[-1]["restores_until"])
     at = ["--at", target.isoformat()] if target else []
     said = await asyncio.to_thread(machine.regulars, "restore", "--from", place, *at)
     print("\n".join(f"  {line}" for line in said.splitlines()[:4]))
@@ -172,8 +174,7 @@ async def _drill(parsed: argparse.Namespace, machine: Machine, place: str) -> No
     there = [each for each in acknowledged if found[each.operation_id]]
     gone = [each for each in acknowledged if not found[each.operation_id]]
     newest = max((each.acknowledged_at for each in there if each.acknowledged_at), default=lost_at)
-    moment = target or newest
-    # A till hears of its sale a moment after it was committed.
+    # Whatever was acknowledged by then was committed by then.
     before = [each for each in acknowledged if each.acknowledged_at and each.acknowledged_at <= moment]
     await again.check_once_each(before)
     print(f"{len(before):,} sales that were acknowledged by then are recorded once; of {len(gone):,} later ones tills must be asked")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 
 from kit.clock import HeldClock
@@ -213,10 +215,11 @@ def test_a_death_at_any_line_leaves_the_older_backup_and_no_half_one(server: Ser
 
 
 @contextmanager
-def fetching(server: Server, store: Folder, every: float = 0.2) -> Iterator["subprocess.Popen[bytes]"]:
+def fetching(server: Server, store: Folder, ops: str = "") -> Iterator["subprocess.Popen[bytes]"]:
     """`regulars backup wal` as it runs beside a system."""
     environment = {**os.environ, "BACKUP_DATABASE_URL": server.url, "BACKUP_TO": store.place, "PG_BIN": str(server.programs)}
-    command = [sys.executable, "-m", "regulars_cli.main", "backup", "wal", "--every", str(every)]
+    environment["OPS_LISTEN"] = ops
+    command = [sys.executable, "-m", "regulars_cli.main", "backup", "wal", "--every", "0.2"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
             yield process
@@ -242,9 +245,17 @@ def test_wal_is_fetched_as_it_is_written_and_through_kills(server: Server, store
     for number in range(2, 5):
         sell(server, number)
         execute(server.url, "SELECT pg_switch_wal()")
-    with fetching(server, store) as process:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        ops = f"127.0.0.1:{free.getsockname()[1]}"
+    with fetching(server, store, ops) as process:
         at = sell(server, 5)
         wait_until(lambda: covers(at), "what was written meanwhile is in the archive", 60)
+        metrics = httpx.get(f"http://{ops}/metrics", trust_env=False).text
+        told = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith("regulars_backup"))
+        taken = read_contents(store).backups[-1].ended_at.timestamp()
+        assert float(told['regulars_backup_last_success_timestamp_seconds{kind="postgres"}']) == pytest.approx(taken)
+        assert 0 <= float(told['regulars_backup_last_rpo_seconds{kind="postgres"}']) < 30
+        assert httpx.get(f"http://{ops}/readyz", trust_env=False).status_code == 200
         process.terminate()
         assert process.wait(30) == 0
     # The server keeps no more than what is not there yet.
