@@ -110,6 +110,8 @@ async def consume(
     GROUP.declare([group])
     TOPIC.declare(topics)
     CONSUMER_MESSAGES.start([group], topics, DONE.listed)
+    # Without it the first batch, which is the late one after an outage, would be no increase.
+    CONSUMER_DELAY.start([group])
     watching: asyncio.Task[None] | None = None
     try:
         await consumer.until_it_answers(lambda: bus.create_topics([letters.spec()]))
