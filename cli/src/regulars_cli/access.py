@@ -1,4 +1,4 @@
-"""Where the gateway is and with which key: `--url` and `--key`, else what the last `regulars up` wrote to `var/up.json`."""
+"""Where the gateway is and with which key: `--url` and `--key`, REGULARS_URL and REGULARS_KEY, or what `regulars up` wrote to `up.json`."""
 
 import argparse
 import json
@@ -23,20 +23,21 @@ class Access:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--var`, `--url` and `--key`."""
     parser.add_argument("--var", metavar="DIR", type=Path, default=VAR, help="the installation's folder (default: %(default)s)")
-    parser.add_argument("--url", help="the gateway's address (default: from up.json in the folder)")
-    parser.add_argument("--key", help="an admin key (default: from up.json in the folder)")
+    parser.add_argument("--url", help="the gateway's address (default: REGULARS_URL, or from up.json in the folder)")
+    parser.add_argument("--key", help="an admin key (default: REGULARS_KEY, or from up.json in the folder)")
 
 
 def find_access(parsed: argparse.Namespace) -> Access:
     """Raises AccessUnknown."""
-    found: dict[str, str] = {}
-    if not (parsed.url and parsed.key):
-        path = parsed.var / "up.json"
-        try:
-            found = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            raise AccessUnknown(f"{path} cannot be read: start the system with `make up`, or give --url and --key.") from None
+    url, key = parsed.url or os.environ.get("REGULARS_URL"), parsed.key or os.environ.get("REGULARS_KEY")
+    if url and key:
+        return Access(url, key)
+    path = parsed.var / "up.json"
     try:
-        return Access(parsed.url or found["url"], parsed.key or found["admin_key"])
+        found: dict[str, str] = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        raise AccessUnknown(f"{path} cannot be read: start the system with `make up`, or give --url and --key.") from None
+    try:
+        return Access(url or found["url"], key or found["admin_key"])
     except (KeyError, TypeError):
-        raise AccessUnknown(f"{parsed.var / 'up.json'} names no address or admin key: give --url and --key.") from None
+        raise AccessUnknown(f"{path} names no address or admin key: give --url and --key.") from None

@@ -205,15 +205,10 @@ def _keygen(parsed: argparse.Namespace) -> int:
 def _definitions(parsed: argparse.Namespace) -> dict[str, bytes]:
     """The files of the definitions, for a base backup; none where there is no gateway to ask."""
     try:
-        files = export(_access(parsed))
+        files = export(access.find_access(parsed))
     except (access.AccessUnknown, CannotBackUp):
         return {}
     return {f"definitions/{name}": content for name, content in files.items()}
-
-
-def _access(parsed: argparse.Namespace) -> access.Access:
-    url, key = parsed.url or os.environ.get("REGULARS_URL", ""), parsed.key or os.environ.get("REGULARS_KEY", "")
-    return access.Access(url, key) if url and key else access.find_access(parsed)
 
 
 def _at_least_one(text: str) -> int:
