@@ -113,6 +113,7 @@ RUN cd /wheels && uv pip install --quiet --python /app/venv --no-deps --no-index
  && uv pip check --quiet --python /app/venv \
  && python /build/layer.py /code /layer /packages
 
+# The doctor holds every database against its service's migrations: of gateway and reporting it reads these files, and loads no module.
 FROM cli-packages AS cli-code
 COPY --from=wheels /wheels /wheels
 COPY protos/topics.yaml /code/app/protos/
@@ -120,6 +121,7 @@ COPY programmes /code/app/programmes
 RUN cd /wheels && uv pip install --quiet --python /app/venv --no-deps --no-index \
       regulars_protos-*.whl regulars_kit-*.whl regulars_member-*.whl regulars-*.whl \
  && uv pip check --quiet --python /app/venv \
+ && uv pip install --quiet --python /app/venv --no-deps --no-index regulars_gateway-*.whl regulars_reporting-*.whl \
  && python /build/layer.py /code /layer /packages
 
 

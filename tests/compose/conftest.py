@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from kit.ids import uuid7
 from tests.compose.stack import Stack
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WITH_ENGINE = ["test_images.py", "test_stack.py"]
 IMAGES = ("gateway", "member", "reporting", "cli")
-TAG = "compose-test"
+# No two runs share images.
+TAG = f"test-{uuid7()[-12:]}"
 
 collect_ignore = [] if os.environ.get("TEST_COMPOSE") else WITH_ENGINE
 

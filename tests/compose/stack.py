@@ -70,10 +70,12 @@ class Stack:
         self.down()
         self._compose.stop()
 
-    def compose(self, *arguments: str) -> str:
-        """What `docker compose …` prints."""
+    def compose(self, *arguments: str, codes: Iterable[int] = (0,)) -> str:
+        """What `docker compose …` prints, which must end with one of these codes."""
         command = [*self._compose.docker_compose_command(), *arguments]
-        return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True, timeout=UP_SECONDS).stdout
+        done = subprocess.run(command, cwd=self.folder, check=False, capture_output=True, text=True, timeout=UP_SECONDS)
+        assert done.returncode in codes, f"docker compose {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     def said(self, service: str) -> str:
         """What a service wrote since its container was made."""

@@ -82,7 +82,8 @@ def test_every_module_of_the_service_can_be_imported(inside: dict[str, dict[str,
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_it_holds_its_own_packages_and_no_other_of_ours(inside: dict[str, dict[str, Any]], service: str) -> None:
-    assert inside[service]["ours"] == PACKAGES[service]
+    # The operator's command reads the others' migrations, and loads nothing of theirs.
+    assert inside[service]["ours"] == sorted({*PACKAGES[service], *({"gateway", "reporting"} if service == "cli" else ())})
 
 
 @pytest.mark.parametrize("service", SERVICES)
