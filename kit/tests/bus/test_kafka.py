@@ -19,6 +19,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaConnectionError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,7 +27,7 @@ from cryptography.x509.oid import NameOID
 
 from kit.bus.connecting import BusSettings, connect
 from kit.bus.interface import Bus, BusUnavailable, EventTooLarge, Message, PartitionsLost, Subscription, TopicPartition, TopicSpec
-from kit.bus.kafka import KafkaBus, publishing
+from kit.bus.kafka import KafkaBus, client, publishing
 from kit.bus.kafka import subscription as subscriptions
 from kit.bus.kafka.client import client_options
 from kit.bus.kafka.subscription import KafkaSubscription
@@ -573,3 +574,25 @@ async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         with contextlib.suppress(ProcessLookupError):
             started.kill()
         await started.communicate()
+
+
+async def test_a_client_ends_though_its_connections_never_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a broker that stands still: a consumer of reporting once waited for that for ever, and read nothing more."""
+
+    class Client:
+        async def stop(self) -> None:
+            raise KafkaConnectionError
+
+    class Connections:
+        def __init__(self) -> None:
+            self.asked = False
+
+        async def close(self) -> None:
+            self.asked = True
+            await asyncio.gather(asyncio.get_running_loop().create_future())
+
+    monkeypatch.setattr(client, "CLOSE_SECONDS", 0.05)
+    connections = Connections()
+    async with asyncio.timeout(5):
+        await client.end(Client(), connections)
+    assert connections.asked

@@ -100,7 +100,12 @@ async def end(client: Any, connections: Any) -> None:  # noqa: ANN401  # aiokafk
     ending.cancel()
     await asyncio.wait([ending])
     if not done or ending.cancelled() or ending.exception():
-        await connections.close()
+        # It waits until the broker has taken what was still to be sent, and one that stands still never does.
+        closing = asyncio.create_task(connections.close())
+        closing.add_done_callback(hear)
+        await asyncio.wait([closing], timeout=CLOSE_SECONDS)
+        closing.cancel()
+        await asyncio.wait([closing])
         left = _tasks_of(*(getattr(client, part, None) for part in _BUSY_PARTS))
         for task in left:
             task.cancel()
