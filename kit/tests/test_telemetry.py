@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from kit.telemetry import JsonLines, TraceContext, current_request_id, current_trace, describe, request_context
+from kit.telemetry import JsonLines, TraceContext, current_request_id, current_trace, describe, is_sampled, request_context
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -25,6 +25,7 @@ def test_a_trace_that_begins_here_is_not_recorded_unless_it_is_said() -> None:
     begun = TraceContext.new()
     assert not begun.is_sampled
     assert begun.sampled().child().is_sampled
+    assert [is_sampled(text) for text in ("", "x", begun.header(), begun.sampled().header())] == [False, False, False, True]
     assert [TraceContext(TRACE_ID, SPAN_ID, flags).is_sampled for flags in ("00", "01", "02", "ff")] == [False, True, False, True]
 
 

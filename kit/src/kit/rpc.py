@@ -25,7 +25,7 @@ from kit.db import may_retry
 from kit.health import Health
 from kit.metrics import REFUSALS, RPC, RPC_CLIENT_CALLS, RPC_CLIENT_DURATION, RPC_SERVER_CALLS, RPC_SERVER_DURATION
 from kit.problems import FieldError, Refusal
-from kit.telemetry import TraceContext, current_request_id, current_trace, request_context
+from kit.telemetry import TraceContext, current_request_id, current_trace, is_sampled, request_context
 from kit.tokens import Actor, TokenInvalid, TokenVerifier
 from kit.tracing import Kind, recorder
 
@@ -379,28 +379,35 @@ class GroupSpans:
         self._rpc = rpc
         self._kind = kind
         self._begun = perf_counter()
-        self._spans: dict[str, tuple[TraceContext, TraceContext, dict[str, str | int]]] = {}
+        self._spans: dict[str, tuple[TraceContext, TraceContext]] = {}
+        self._told: dict[str, tuple[str, dict[str, str | int]]] = {}
 
     def under(self, traceparent: str) -> str:
         """The `traceparent` of the span in that trace, for the command to go on with."""
+        if not is_sampled(traceparent):
+            return traceparent
         span = self._spans.get(traceparent)
         if span is None:
             above = TraceContext.parse(traceparent)
             if above is None:
                 return traceparent
-            span = self._spans[traceparent] = (above, above.child(), {})
+            span = self._spans[traceparent] = (above, above.child())
         return span[1].header()
 
     def tell(self, traceparent: str, code: str, **attributes: str | int) -> None:
         """How the command of that trace ended, and what else is to be known of it; of several the last."""
-        if traceparent in self._spans:
-            self._spans[traceparent][2].update(attributes | {"code": code})
+        if traceparent not in self._spans:
+            if code not in FAULTS or (above := TraceContext.parse(traceparent)) is None:
+                return
+            self._spans[traceparent] = (above, above.child())
+        self._told[traceparent] = (code, attributes)
 
     def end(self, code: str, **attributes: str | int) -> None:
         """Records them: the call ended with `code`."""
         seconds = perf_counter() - self._begun
-        for above, at, said in self._spans.values():
-            record_call(self._rpc, self._kind, at, above.span_id, seconds, str(said.pop("code", code)), **attributes, **said)
+        for traceparent, (above, at) in self._spans.items():
+            ended, said = self._told.get(traceparent, (code, {}))
+            record_call(self._rpc, self._kind, at, above.span_id, seconds, ended, **attributes, **said)
 
 
 # Whose fault it is: what a caller did wrong is no fault of the system.

@@ -34,7 +34,7 @@ from kit.metrics import (
     GROUP,
     TOPIC,
 )
-from kit.telemetry import TraceContext, request_context
+from kit.telemetry import TraceContext, is_sampled, request_context
 from kit.tracing import recorder
 from kit.waiting import wait_at_most
 
@@ -292,8 +292,8 @@ class _Consumer:
         if spans is None:
             return
         for message in messages:
-            above = TraceContext.parse(message.traceparent)
-            if above is None or not above.is_sampled:
+            above = TraceContext.parse(message.traceparent) if is_sampled(message.traceparent) else None
+            if above is None:
                 continue
             said: dict[str, str | int | bool] = {
                 "messaging.operation.type": "process",

@@ -25,7 +25,7 @@ from kit.clock import Clock
 from kit.db import RawConnection, advisory_key, connect, may_retry
 from kit.metrics import OUTBOX_OLDEST_AGE, RELAY_BUS_AWAY, RELAY_LEADING, RELAY_PUBLISHED, live
 from kit.outbox import CHANNEL, Event
-from kit.telemetry import TraceContext
+from kit.telemetry import TraceContext, is_sampled
 from kit.tracing import recorder
 from kit.waiting import wait_at_most
 
@@ -307,8 +307,8 @@ async def _publish_recorded(bus: Bus, events: Sequence[Event]) -> None:
     spans: list[tuple[Event, TraceContext, TraceContext]] = []
     named: list[Event] = []
     for event in events:
-        above = TraceContext.parse(event.traceparent)
-        if above is not None and above.is_sampled:
+        above = TraceContext.parse(event.traceparent) if is_sampled(event.traceparent) else None
+        if above is not None:
             at = above.child()
             spans.append((event, above, at))
             named.append(replace(event, traceparent=at.header()))

@@ -265,6 +265,8 @@ async def _call(execute: Execute, group: list[Waiting], behind: deque[Waiting] |
         return await _answered(execute, group, behind)
     except grpc.aio.AioRpcError as error:
         code = error.code().name
+        for waiting in group:
+            spans.tell(waiting.traceparent, code)
         raise
     finally:
         spans.end(code, **{"regulars.group_size": len(group)})
