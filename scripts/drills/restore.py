@@ -193,9 +193,7 @@ async def _drill(parsed: argparse.Namespace, machine: Machine, place: str) -> No
     await again.check_once_each([*before, *again.seen.acknowledged()])
     print((await asyncio.to_thread(machine.regulars, "backup", "run", "--to", place)).splitlines()[0])
     if target is None:
-        print(
-            f"RPO {lost_seconds:.1f} s, with WAL every {EVERY_SECONDS:.0f} s: {len(gone)} of the last acknowledged sales are not there"
-        )
+        print(f"RPO {lost_seconds:.1f} s, with WAL every {EVERY_SECONDS:.0f} s: {len(gone)} of the last acknowledged sales are not there")
     else:
         print(f"RPO: restored to the moment asked for; {len(gone)} sales after it are not there")
     print(

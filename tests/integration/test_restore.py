@@ -33,7 +33,7 @@ def sales_there(system: System) -> Counter[str]:
 
 
 @pytest.mark.timeout(300)
-def test_a_lost_server_comes_back_with_every_sale_that_was_archived(tmp_path: Path) -> None:
+def test_a_lost_server_comes_back_with_every_sale_that_was_archived(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running_system() as system:
         var, place = ["--var", str(system.var)], str(tmp_path / "backups")
 
@@ -51,6 +51,13 @@ def test_a_lost_server_comes_back_with_every_sale_that_was_archived(tmp_path: Pa
         assert main(["backup", "run", *var]) == 0
         before += sold(3)
         assert main(["backup", "wal", "--once", *var]) == 0
+        # What people keep as files is what the system takes again.
+        assert main(["definitions", "export", str(tmp_path / "definitions"), *var]) == 0
+        assert system.till_id in (tmp_path / "definitions" / "stores.yaml").read_text()
+        programmes = sorted((tmp_path / "definitions" / "programmes").rglob("*.yaml"))
+        assert programmes
+        assert all(main(["programme", "apply", str(file), "--dry-run", *var]) == 0 for file in programmes)
+        assert "Nothing to do: version 1 of demo says the same." in capsys.readouterr().out
         wait_until(lambda: agree("--reports"), "the reports are as far as the ledger", 60)
         lost = sold(2)
         wait_until(lambda: agree("--reports"), "the reports have what will be lost", 60)
