@@ -123,10 +123,10 @@ class Scenario:
             self._require_none_failed(sold)
             lines.append(f"{part}: {sold.line()}")
         await self._agree()
-        return "; ".join(lines)
+        return "\n".join(lines)
 
     async def kill_pods(self) -> str:
-        """A pod of every part is killed without warning under load. Who had a call under way asks again; nothing is lost or doubled."""
+        """A pod of every part is deleted by force under load, with no time to finish; nothing is lost or doubled."""
         lines = []
         for part in PARTS:
             async with self._selling(8) as sold:
@@ -137,7 +137,7 @@ class Scenario:
                 await sold.more(60)
             lines.append(f"{part}: {sold.line()}")
         await self._agree()
-        return "; ".join(lines)
+        return "\n".join(lines)
 
     async def kill_backends(self) -> str:
         """Kafka, ClickHouse and PostgreSQL are deleted in turn under load: sales go on without the first two."""
@@ -153,7 +153,7 @@ class Scenario:
                 self._require_none_failed(sold)
             seconds = await self._agree()
             lines.append(f"{name}: {sold.line()}, reports agree after {seconds:.1f} s")
-        return "; ".join(lines)
+        return "\n".join(lines)
 
     async def scale(self) -> str:
         """Autoscaling adds pods under load, and the new ones get their share of it."""
@@ -186,7 +186,7 @@ class Scenario:
             await asyncio.gather(*(watch(part) for part in WORK))
         self._require_none_failed(sold)
         await self._agree()
-        return f"{'; '.join(seconds[part] for part in WORK)}; {sold.line()}"
+        return "\n".join([*(seconds[part] for part in WORK), sold.line()])
 
     async def try_forbidden_edges(self) -> str:
         """Connections that no registry allows are refused, and those that one allows are not."""
