@@ -13,6 +13,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psutil
@@ -304,7 +305,7 @@ def running_world(backend: str) -> Iterator[World]:
             address: Address = (HOST, port)
             broker = (HOST, int(kafka.bootstrap.rpartition(":")[2]))
             relay = Relay(address, lambda: broker)
-            bus = {"kafka": f"{HOST}:{port}"}
+            bus: dict[str, Any] = {"kafka": f"{HOST}:{port}"}
         else:
             relay = Relay(folder / ".s.PGSQL.5432", lambda: started[0].postgres_socket)
             bus = {"bus_url": f"postgresql://postgres@/bus?host={folder}"}
