@@ -83,7 +83,8 @@ def _page(found: list[tuple[str, str, str]], version: str) -> str:
         f"Written by `make test-cluster` on {SystemClock().now().date()}, {platform.machine()}, {os.cpu_count()} cores. {version}.",
         "The trial profile, with two pods of gateway-serve and member-serve. *Failed* counts every sale that was not answered 201 at once,",
         "whatever came of it when the till asked again. After each step every sale is in the reports exactly once, to the cent, and",
-        "`regulars reconcile` proves the ledger, and the reports from it.",
+        "`regulars reconcile` proves the ledger, and the reports from it. The two releases may be the same code under two tags, with no",
+        "migration between them: what is tried is the change of every pod.",
     ]
     for name, what, said in found:
         lines += ["", f"## {name}", what.splitlines()[0], "", *(f"- {each}" for each in said.split("\n"))]
