@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> None:
         name = path if chosen.root is None else path.relative_to(chosen.root)
         if not any(os.path.lexists(inside(below, name)) for below in chosen.below):
             copy(path, inside(layer, name))
+    for path in layer.rglob("*.dist-info/RECORD"):
+        keep_records(path)
     for path in sorted(layer.rglob("*.py")):
         compile_module(path, inside(Path("/"), path.relative_to(layer)), path)
     if chosen.library:
@@ -79,6 +81,14 @@ def copy(path: Path, to: Path) -> None:
     """As it is: a link as a link."""
     to.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(path, to, follow_symlinks=False)
+
+
+def keep_records(record: Path) -> None:
+    """Of the list of a package's files, those that are in the layer."""
+    packages = record.parent.parent
+    lines = record.read_text("utf-8").splitlines(keepends=True)
+    # A name with a comma is quoted; such a file is no module, and its line is no loss.
+    record.write_text("".join(line for line in lines if os.path.lexists(packages / line.partition(",")[0])), "utf-8")
 
 
 def cached(path: Path) -> Path:

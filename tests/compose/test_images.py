@@ -1,7 +1,9 @@
 """Each image holds its service and nothing else, imports all of it, and runs as nobody on a root file system that nobody can write."""
 
 import json
+import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +156,19 @@ def test_what_all_need_is_one_layer_of_all(images: dict[str, str]) -> None:
     shared = set.intersection(*layers.values())
     # The packages of the service, and our code; the operator's command has PostgreSQL's programs besides.
     assert {name: len(own - shared) for name, own in layers.items()} == {"gateway": 2, "member": 2, "reporting": 2, "cli": 3}
+
+
+def test_the_same_commit_gives_the_same_layers(images: dict[str, str], checkout: Path) -> None:
+    """Built again with nothing remembered, at another time: every byte of every layer is the same."""
+    again = f"{images['cli']}-again"
+    command = ("docker", "build", "--quiet", "--no-cache", "--target", "cli", "--tag", again, str(checkout))
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "DOCKER_BUILDKIT": "1"})
+    try:
+        described = json.loads(subprocess.run(("docker", "image", "inspect", images["cli"], again), check=True, capture_output=True).stdout)
+    finally:
+        subprocess.run(("docker", "image", "rm", again), check=True, capture_output=True)
+    first, second = (each["RootFS"]["Layers"] for each in described)
+    assert first == second
 
 
 def test_postgresql_s_programs_are_there_for_backups(images: dict[str, str]) -> None:
