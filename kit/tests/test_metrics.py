@@ -17,17 +17,20 @@ STRANGE = ["", "a" * 500, 'x"y', "x\ny", "/v1/sales/01a201a4-a414-7000-8ebe-0feb
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Each test begins and ends without series."""
-    _forget()
-    yield
-    _forget()
-
-
-def _forget() -> None:
-    for metric in all_metrics():
+    """Each test begins without series, and leaves those that were there before to whoever holds them."""
+    labelled = [metric for metric in all_metrics() if metric.labels]
+    labels = {label for metric in labelled for label in metric.labels}
+    kept = [(metric, dict(metric._children), set(metric._series), dict(metric._parent._metrics)) for metric in labelled]
+    known = [(label, set(label._known)) for label in labels]
+    for metric in labelled:
         metric.forget()
-        for label in metric.labels:
-            label.forget()
+    for label in labels:
+        label.forget()
+    yield
+    for metric, children, series, inner in kept:
+        metric._children, metric._series, metric._parent._metrics = children, series, inner  # type: ignore[assignment]  # of its own kind
+    for label, values in known:
+        label._known = values
 
 
 def exported_series(service: str, part: str) -> dict[str, set[tuple[str, ...]]]:
