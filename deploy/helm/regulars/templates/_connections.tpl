@@ -59,7 +59,7 @@
 {{- toYaml $urls -}}
 {{- end -}}
 
-{{/* The variable with the URL of a database: (list root name), with a third entry, the chart's Secret, where it is not the usual one. */}}
+{{/* The variable with the URL of a database: (list root name), with a third entry where the chart's Secrets are not the usual ones: one that holds all. */}}
 {{- define "regulars.urlEnv" -}}
 {{- $root := index . 0 -}}
 {{- $variable := include "regulars.urlVariable" (index . 1) -}}
@@ -71,11 +71,8 @@
       {{- if eq $source "existing" }}
       name: {{ $given.existingSecret }}
       key: {{ $given.existingSecretKey | default $variable }}
-      {{- else if eq $source "inline" }}
-      name: {{ if gt (len .) 2 }}{{ index . 2 }}{{ else }}{{ include "regulars.fullname" $root }}-connections{{ end }}
-      key: {{ $variable }}
       {{- else }}
-      name: {{ include "regulars.fullname" $root }}-trial
+      name: {{ if gt (len .) 2 }}{{ index . 2 }}{{ else }}{{ include "regulars.fullname" $root }}-{{ ternary "connections" "trial" (eq $source "inline") }}{{ end }}
       key: {{ $variable }}
       {{- end }}
 {{- end -}}
