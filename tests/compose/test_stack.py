@@ -116,6 +116,8 @@ def test_every_service_is_well_and_every_job_done(stack: Stack) -> None:
         assert containers[service]["State"]["Health"]["Status"] == "healthy", service
         assert containers[service]["RestartCount"] == 0, service
     assert {service: containers[service]["State"]["ExitCode"] for service in JOBS} == dict.fromkeys(JOBS, 0)
+    volumes = [mount["Name"] for each in containers.values() for mount in each["Mounts"] if mount["Type"] == "volume"]
+    assert [name for name in volumes if not name.startswith(f"{stack.project}_")] == [], "no volume is left behind without a name"
 
 
 def test_our_containers_can_do_nothing_but_their_work(stack: Stack) -> None:
