@@ -5,13 +5,16 @@
     base/20261122T141500Z/definitions.tar…
     base/20261122T141500Z/backup.json     written last, when all of it is durable: without it there is no backup
     wal/00000001/000000010000000000000007…  a segment of WAL; `.partial` is one that is still being written
+    wal/00000001/000000010000000000000007….sha256  the SHA-256 of that object as it is stored, once it is whole
     wal/00000001/covered.json             up to when everything that was committed is here
+    verified.json                         when everything was last read and found good
 
 `…` is `.zst`, or `.zst.age` where it is encrypted. A segment is named after its timeline and its place, as PostgreSQL does.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
@@ -23,10 +26,11 @@ from regulars_cli.backup import CannotBackUp
 from regulars_cli.backup.stores import ObjectMissing, Store, Stored
 
 FORMAT = 1
-SERVER, BACKUP, COVERED = "archive.json", "backup.json", "covered.json"
-PARTIAL = ".partial"
+SERVER, BACKUP, COVERED, VERIFIED = "archive.json", "backup.json", "covered.json", "verified.json"
+PARTIAL, CHECKSUM = ".partial", ".sha256"
 SEGMENT_BYTES = 16 * 1024 * 1024
 _SEGMENT = re.compile(r"^wal/(?P<folder>[0-9A-F]{8})/(?P<name>(?P=folder)[0-9A-F]{16})(?P<partial>\.partial)?\.zst(\.age)?$")
+_CHECKSUM = re.compile(r"^(?P<of>wal/[0-9A-F]{8}/(?P<name>[0-9A-F]{24}|[0-9A-F]{8}\.history)\.zst(\.age)?)\.sha256$")
 _HISTORY = re.compile(r"^wal/[0-9A-F]{8}/(?P<name>[0-9A-F]{8}\.history)\.zst(\.age)?$")
 
 T = TypeVar("T", bound=Struct)
@@ -88,6 +92,14 @@ class Covered(Struct, frozen=True):
     timeline: int
 
 
+class Verified(Struct, frozen=True):
+    """When everything that was there was read and found to be what was stored."""
+
+    at: datetime
+    backups: int
+    objects: int
+
+
 @dataclass(frozen=True, order=True)
 class Segment:
     """An archived segment of WAL; a partial one ends where the server had not written further."""
@@ -109,6 +121,8 @@ class Contents:
     segments: Sequence[Segment]
     histories: Mapping[str, Stored]
     covered: Mapping[int, Covered]
+    # By the name of the object that each is of.
+    checksums: Mapping[str, Stored] = field(default_factory=dict)
 
     def newest(self) -> Backup | None:
         return self.backups[-1] if self.backups else None
@@ -135,13 +149,14 @@ class Contents:
             number += 1
         return found
 
+    def is_followed(self, backup: Backup) -> bool:
+        """Whether WAL leads from the backup, without a gap, to everything that the archive covers of its timeline."""
+        wal, covered = self.wal_after(backup), self.covered.get(backup.timeline)
+        return covered is not None and bool(wal) and lsn_number(covered.lsn) <= (wal[-1].number + 1) * backup.segment_bytes
+
     def restorable_until(self, backup: Backup) -> datetime:
         """Until when the backup can be restored: its own end, or further by the WAL that follows."""
-        wal, covered = self.wal_after(backup), self.covered.get(backup.timeline)
-        if covered is None or not wal:
-            return backup.ended_at
-        reaches = (wal[-1].number + 1) * backup.segment_bytes
-        return max(backup.ended_at, covered.until) if lsn_number(covered.lsn) <= reaches else backup.ended_at
+        return max(backup.ended_at, self.covered[backup.timeline].until) if self.is_followed(backup) else backup.ended_at
 
     def gap_after(self, backup: Backup) -> int | None:
         """The number of the segment that is missing though later ones of the timeline are there; None: there is no gap."""
@@ -165,15 +180,42 @@ def read_contents(store: Store) -> Contents:
             backups.append(backup)
     server = read_json(store, SERVER, Server)
     segment_bytes = server.segment_bytes if server is not None else SEGMENT_BYTES
-    segments, histories, covered = [], {}, {}
-    for each in store.list("wal/"):
-        if match := _SEGMENT.match(each.name):
-            segments.append(Segment(int(match["folder"], 16), segment_number(match["name"], segment_bytes), bool(match["partial"]), each))
-        elif match := _HISTORY.match(each.name):
-            histories[match["name"]] = each
-        elif _last(each) == COVERED and (found := read_json(store, each.name, Covered)) is not None:
-            covered[found.timeline] = found
-    return Contents(server, sorted(backups, key=lambda each: each.id), unfinished, sorted(segments), histories, covered)
+    listed = store.list("wal/")
+    notes = [read_json(store, each.name, Covered) for each in listed if _last(each) == COVERED]
+    covered = {found.timeline: found for found in notes if found is not None}
+    segments = _segments(listed, segment_bytes)
+    if any(_reach(segments, each.timeline, segment_bytes) < lsn_number(each.lsn) for each in covered.values()):
+        # What the note is of may have come after the list was made.
+        listed = store.list("wal/")
+        segments = _segments(listed, segment_bytes)
+    histories = {match["name"]: each for each in listed if (match := _HISTORY.match(each.name))}
+    checksums = {match["of"]: each for each in listed if (match := _CHECKSUM.match(each.name))}
+    return Contents(server, sorted(backups, key=lambda each: each.id), unfinished, segments, histories, covered, checksums)
+
+
+def _segments(listed: Iterable[Stored], segment_bytes: int) -> list[Segment]:
+    return sorted(
+        Segment(int(match["folder"], 16), segment_number(match["name"], segment_bytes), bool(match["partial"]), each)
+        for each in listed
+        if (match := _SEGMENT.match(each.name))
+    )
+
+
+def _reach(segments: Iterable[Segment], timeline: int, segment_bytes: int) -> int:
+    """Where the newest segment of a timeline ends."""
+    return max((each.number + 1 for each in segments if each.timeline == timeline), default=0) * segment_bytes
+
+
+def read_checksum(store: Store, contents: Contents, name: str) -> str | None:
+    """The SHA-256 that an object of WAL had when it was stored; None: none was noted."""
+    with suppress(ObjectMissing, UnicodeDecodeError):
+        if name in contents.checksums:
+            return b"".join(store.get(name + CHECKSUM)).decode("ascii").strip()
+    return None
+
+
+def write_checksum(store: Store, name: str, sha256: str) -> None:
+    store.put(name + CHECKSUM, [f"{sha256}\n".encode("ascii")])
 
 
 def read_json(store: Store, name: str, form: type[T]) -> T | None:
@@ -228,6 +270,17 @@ def needed_from(backups: Iterable[Backup]) -> Mapping[int, int]:
 def is_needed(segment: Segment, first: Mapping[int, int]) -> bool:
     """Whether a backup may be restored through the segment."""
     return any(segment.timeline >= timeline and segment.number >= number for timeline, number in first.items())
+
+
+def spare_checksums(contents: Contents, first: Mapping[int, int]) -> list[Stored]:
+    """The checksums of segments that no backup may be restored through, also of those that are gone."""
+    segment_bytes = contents.server.segment_bytes if contents.server is not None else SEGMENT_BYTES
+    return [
+        each
+        for each in contents.checksums.values()
+        if (match := _CHECKSUM.match(each.name)) and len(match["name"]) == 24
+        if not is_needed(Segment(int(match["name"][:8], 16), segment_number(match["name"], segment_bytes), False, each), first)
+    ]
 
 
 def _last(each: Stored) -> str:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from regulars_cli.backup import CannotBackUp
-from regulars_cli.backup.archive import BACKUP, Backup, Contents, Segment, is_needed, needed_from, segment_name
+from regulars_cli.backup.archive import (
+    BACKUP,
+    Backup,
+    Contents,
+    Segment,
+    is_needed,
+    needed_from,
+    read_checksum,
+    segment_name,
+    spare_checksums,
+)
 from regulars_cli.backup.sealing import Opener
 from regulars_cli.backup.stores import ObjectMissing, Store, Stored
 
@@ -26,8 +36,17 @@ class Fault:
     sentence: str
 
 
-def verify(store: Store, contents: Contents, backups: list[Backup], opener: Opener) -> Iterator[Fault | str]:
-    """Reads every object of the backups, and the WAL that follows them; each is named once it is found good, or its fault."""
+@dataclass(frozen=True)
+class Unproven:
+    """An object of which nothing could be proven. `is_passing`: it is being written, and the next look may be of another."""
+
+    name: str
+    sentence: str
+    is_passing: bool
+
+
+def verify(store: Store, contents: Contents, backups: list[Backup], opener: Opener) -> Iterator[Fault | Unproven | str]:
+    """Reads every object of the backups, and the WAL that follows them; each is named once it is found good, or what is wrong with it."""
     for backup in backups:
         for part in backup.parts:
             try:
@@ -43,8 +62,10 @@ def verify(store: Store, contents: Contents, backups: list[Backup], opener: Open
     size = contents.server.segment_bytes if contents.server is not None else 0
     for segment in contents.segments:
         if is_needed(segment, first):
-            fault = _fault_of(store, segment, size, opener)
-            yield fault or f"{segment.object.name}: good"
+            yield _read_segment(store, contents, segment, size, opener)
+    for name, history in sorted(contents.histories.items()):
+        if int(name[:8], 16) >= min(first, default=0):
+            yield _read_history(store, contents, history, opener)
 
 
 def _read_part(store: Store, name: str, sha256: str, opener: Opener) -> str:
@@ -57,22 +78,52 @@ def _read_part(store: Store, name: str, sha256: str, opener: Opener) -> str:
     return "as it was stored"
 
 
-def _fault_of(store: Store, segment: Segment, size: int, opener: Opener) -> Fault | None:
+def _read_segment(store: Store, contents: Contents, segment: Segment, size: int, opener: Opener) -> Fault | Unproven | str:
     name = segment.object.name
-    if not opener.can_open(name):
-        return None if segment.object.size else Fault(name, f"{name} is empty.")
+    if segment.is_partial and not opener.can_open(name):
+        return Unproven(name, f"{name} is being written, and encrypted: only --identity can prove it.", is_passing=True)
     try:
+        sha256 = read_checksum(store, contents, name)
+        if not opener.can_open(name):
+            return _compare(store, name, sha256)
         first, length = b"", 0
-        for piece in opener.get(store, name):
+        for piece in opener.get(store, name, sha256):
             first = first or piece[:_PAGE_BYTES]
             length += len(piece)
-    except (CannotBackUp, ObjectMissing) as error:
+    except ObjectMissing:
+        if segment.is_partial:
+            return Unproven(name, f"{name} was being written, and is whole by now.", is_passing=True)
+        return Fault(name, f"{name} is missing.")
+    except CannotBackUp as error:
         return Fault(name, str(error))
     if length != size:
         return Fault(name, f"{name} has {length:,} bytes instead of {size:,}.")
     if int.from_bytes(first[_PLACE], "little") != segment.number * size:
         return Fault(name, f"{name} holds WAL of another place.")
-    return None
+    return f"{name}: good"
+
+
+def _read_history(store: Store, contents: Contents, history: Stored, opener: Opener) -> Fault | Unproven | str:
+    try:
+        sha256 = read_checksum(store, contents, history.name)
+        if not opener.can_open(history.name):
+            return _compare(store, history.name, sha256)
+        for _ in opener.get(store, history.name, sha256):
+            pass
+    except ObjectMissing:
+        return Fault(history.name, f"{history.name} is missing.")
+    except CannotBackUp as error:
+        return Fault(history.name, str(error))
+    return f"{history.name}: good"
+
+
+def _compare(store: Store, name: str, sha256: str | None) -> Unproven | str:
+    """What cannot be opened is compared with what was stored."""
+    if sha256 is None:
+        return Unproven(name, f"{name} is encrypted, and has no checksum: only --identity can prove it.", is_passing=False)
+    for _ in Opener.compared(store, name, sha256):
+        pass
+    return f"{name}: as it was stored"
 
 
 def prunable(contents: Contents, keep: int, now: datetime) -> tuple[list[Backup], list[Stored]]:
@@ -93,4 +144,5 @@ def prunable(contents: Contents, keep: int, now: datetime) -> tuple[list[Backup]
             objects += held
     first = needed_from(kept)
     objects += [segment.object for segment in contents.segments if not is_needed(segment, first)]
+    objects += spare_checksums(contents, first)
     return old, objects

@@ -16,7 +16,7 @@ from typing import Any
 from kit.clock import SystemClock
 from regulars_cli import access
 from regulars_cli.backup import CannotBackUp
-from regulars_cli.backup.archive import Backup, Contents, read_contents
+from regulars_cli.backup.archive import VERIFIED, Backup, Contents, Verified, read_contents, write_json
 from regulars_cli.backup.arguments import (
     PLACE,
     add_identity,
@@ -29,7 +29,7 @@ from regulars_cli.backup.arguments import (
     store_of,
 )
 from regulars_cli.backup.bases import take_base_backup
-from regulars_cli.backup.checking import Fault, prunable, verify
+from regulars_cli.backup.checking import Fault, Unproven, prunable, verify
 from regulars_cli.backup.sealing import Sealer, new_identity
 from regulars_cli.backup.servers import Server, find_server
 from regulars_cli.backup.stores import Store
@@ -172,17 +172,35 @@ def _verify(parsed: argparse.Namespace) -> int:
     backups = [each for each in contents.backups if parsed.backup in (None, each.id)]
     if not backups:
         raise CannotBackUp(f"There is no {'base backup' if parsed.backup is None else parsed.backup} in {store.place}.")
-    good = faults = 0
+    began = SystemClock().now()
+    good = faults = passing = unproven = 0
     for found in verify(store, contents, backups, opener):
-        if isinstance(found, Fault):
-            faults += 1
-            print(found.sentence)
-        else:
-            good += 1
-    print(f"{good:,} objects of {len(backups)} base backups and their WAL are good, {faults:,} are not.")
+        match found:
+            case Fault():
+                faults += 1
+                print(found.sentence)
+            case Unproven():
+                passing, unproven = passing + found.is_passing, unproven + (not found.is_passing)
+                print(found.sentence)
+            case _:
+                good += 1
+    print(
+        f"{good:,} objects of {len(backups)} base backups and their WAL are good, {faults:,} are not,"
+        f" {passing + unproven:,} were not verified."
+    )
     if not opener.can_open(backups[-1].parts[0].name):
-        print("They are encrypted: what is inside was not looked at. Give --identity to have it opened.")
-    return 1 if faults else 0
+        print("They are encrypted: they were compared with what was stored, and not opened. Give --identity to have them opened.")
+    if parsed.backup is None and not faults and not unproven:
+        _note_verified(store, Verified(began, len(backups), good))
+    return 1 if faults or unproven else 0
+
+
+def _note_verified(store: Store, verified: Verified) -> None:
+    """Says in the archive that it is whole, which `backup wal` exports."""
+    try:
+        write_json(store, VERIFIED, verified)
+    except CannotBackUp as reason:
+        print(f"That it was verified could not be noted: {reason}", file=sys.stderr)
 
 
 def _prune(parsed: argparse.Namespace) -> int:

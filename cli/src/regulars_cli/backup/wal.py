@@ -8,6 +8,7 @@ Of the segment that is being written a copy is stored every few seconds, and the
 """
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,12 +29,15 @@ from regulars_cli.backup.archive import (
     read_contents,
     segment_name,
     segment_number,
+    write_checksum,
     write_json,
 )
 from regulars_cli.backup.bases import own_archive
 from regulars_cli.backup.sealing import Sealer
 from regulars_cli.backup.servers import FAULTS, Facts, Server, facts_of, in_thread, last_line, now_of, reason
 from regulars_cli.backup.stores import PIECE_BYTES, Store
+
+log = logging.getLogger(__name__)
 
 SLOT = "regulars_backup"
 RECEIVER = "regulars-backup-wal"
@@ -133,7 +137,12 @@ async def _session(
 async def _next_segment(connection: RawConnection, store: Store, facts: Facts) -> int:
     """The number of the segment with which to go on, which the server is made to keep."""
     contents = await asyncio.to_thread(read_contents, store)
-    archived = [each.number for each in contents.segments if each.timeline == facts.timeline and not each.is_partial]
+    # One whose checksum is not noted yet is stored again, if the server still has it: the slot moves on after that.
+    archived = [
+        each.number
+        for each in contents.segments
+        if each.timeline == facts.timeline and not each.is_partial and each.object.name in contents.checksums
+    ]
     row = await connection.fetchrow(
         "SELECT restart_lsn::text AS lsn, coalesce(wal_status, '') AS status FROM pg_replication_slots WHERE slot_name = $1", SLOT
     )
@@ -148,6 +157,11 @@ async def _next_segment(connection: RawConnection, store: Store, facts: Facts) -
         lsn = row["lsn"]
     kept_from = lsn_number(str(lsn)) // facts.segment_bytes
     following = max(archived) + 1 if archived else kept_from
+    if row is None and contents.segments:
+        log.warning(
+            "the replication slot was gone and is made anew: WAL from before it may be missing, so take a base backup now",
+            extra={"slot": SLOT, "timeline": facts.timeline, "is_gap": not archived or kept_from > following},
+        )
     # Segments of before may have been removed from the server, when the slot was made anew.
     return max(following, kept_from)
 
@@ -222,6 +236,7 @@ class _Shipping:
         self._next = number
         self._shipped = 0
         self._partial: tuple[str, str] | None = None
+        self._histories: set[str] = set()
 
     async def round(self, receiver: _Receiver) -> Progress:
         """Stores everything that was committed when it was called, and says so in the archive."""
@@ -270,10 +285,11 @@ class _Shipping:
         """In a thread: stores what is whole, in order, then the copy of what is being written."""
         size = self._facts.segment_bytes
         for path in sorted(self._spool.iterdir()):
-            if path.suffix == ".history":
-                self._sealer.put(self._store, object_of(int(path.name[:8], 16), path.name), [path.read_bytes()])
+            if path.suffix == ".history" and path.name not in self._histories:
+                self._put_whole(path)
+                self._histories.add(path.name)
             elif len(path.name) == 24 and segment_number(path.name, size) >= self._next:
-                self._sealer.put(self._store, object_of(int(path.name[:8], 16), path.name), _pieces(path))
+                self._put_whole(path)
                 self._store.delete(object_of(int(path.name[:8], 16), path.name + PARTIAL) + self._sealer.suffix)
                 self._next = segment_number(path.name, size) + 1
                 self._shipped += 1
@@ -290,14 +306,20 @@ class _Shipping:
         for path in sorted(each for each in self._spool.iterdir() if len(each.name) == 24)[:-1]:
             path.unlink()
 
+    def _put_whole(self, path: Path) -> None:
+        name, _, sha256 = self._sealer.put(self._store, object_of(int(path.name[:8], 16), path.name), _pieces(path))
+        write_checksum(self._store, name, sha256)
+
     async def _release(self) -> None:
-        """Has the server keep only what is not in the store."""
+        """Has the server keep only what is not in the store. Raises SlotLost where it keeps nothing for us."""
         await self._connection.execute(
             "SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots"
             " WHERE slot_name = $1 AND restart_lsn < $2::text::pg_lsn",
             SLOT,
             lsn_text(self._next * self._facts.segment_bytes),
         )
+        if not await has_slot(self._connection):
+            raise SlotLost("The replication slot was dropped.")
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
