@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,36 @@ import asyncpg
 import httpx
 import pytest
 
-from kit.clock import HeldClock
+from kit.clock import HeldClock, SystemClock
 from regulars_cli.backup import CannotBackUp
-from regulars_cli.backup.archive import BACKUP, Contents, read_contents, segment_name, segment_number
+from regulars_cli.backup.archive import (
+    BACKUP,
+    VERIFIED,
+    Backup,
+    Contents,
+    Covered,
+    Segment,
+    Verified,
+    lsn_text,
+    read_contents,
+    read_json,
+    segment_name,
+    segment_number,
+)
 from regulars_cli.backup.bases import take_base_backup
 from regulars_cli.backup.checking import Fault, prunable, verify
+from regulars_cli.backup.following import Watched
 from regulars_cli.backup.restoring import Owner, plan, restore
 from regulars_cli.backup.sealing import Opener, Sealer, new_identity
-from regulars_cli.backup.servers import Server
+from regulars_cli.backup.servers import Server, facts_of
 from regulars_cli.backup.stores import Folder, Store, Stored
-from regulars_cli.backup.wal import SLOT, FetchedElsewhere, fetch_once
+from regulars_cli.backup.wal import SLOT, FetchedElsewhere, Progress, fetch_once
 from regulars_cli.main import main
 from regulars_cli.up.postgres import EmbeddedPostgres
 from tests.integration.system import wait_until
 
 CLOCK = HeldClock(datetime(2026, 11, 22, 14, 15, tzinfo=UTC))
+NOWHERE = "postgresql://nobody@127.0.0.1:9/member"
 
 
 @pytest.fixture(scope="module")
@@ -256,12 +272,188 @@ def test_wal_is_fetched_as_it_is_written_and_through_kills(server: Server, store
         assert float(told['regulars_backup_last_success_timestamp_seconds{kind="postgres"}']) == pytest.approx(taken)
         assert 0 <= float(told['regulars_backup_last_rpo_seconds{kind="postgres"}']) < 30
         assert httpx.get(f"http://{ops}/readyz", trust_env=False).status_code == 200
+        # What cannot be restored is lost, however fast WAL comes. The slot goes with what it held.
+        execute(server.url, f"SELECT pg_drop_replication_slot('{SLOT}')")
+        wait_until(lambda: has_slot_now(server), "the slot is made anew", 60)
         process.terminate()
         assert process.wait(30) == 0
     # The server keeps no more than what is not there yet.
     held = execute(server.url, f"SELECT pg_current_wal_lsn() - restart_lsn FROM pg_replication_slots WHERE slot_name = '{SLOT}'")
     assert held <= 2 * 16 * 1024 * 1024
     assert restored(store, folder / "through-kills") == [1, 2, 3, 4, 5]
+
+
+def has_slot_now(server: Server) -> bool:
+    return bool(execute(server.url, f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}'"))
+
+
+def told_by(ops: str) -> dict[str, float]:
+    """What the part exports of backups."""
+    text = httpx.get(f"http://{ops}/metrics", trust_env=False).text
+    found = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("regulars_backup"))
+    return {name.removeprefix("regulars_backup_").partition("{")[0]: float(value) for name, value in found}
+
+
+@pytest.mark.timeout(180)
+def test_what_could_be_lost_is_told_from_the_start_and_counts_from_a_gap(server: Server, store: Folder) -> None:
+    def covers(at: datetime) -> bool:
+        covered = read_contents(store).covered.get(1)
+        return covered is not None and covered.until >= at
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        ops = f"127.0.0.1:{free.getsockname()[1]}"
+    # Nothing answers there: no round ever succeeds, and there is no backup.
+    with fetching(Server(NOWHERE, server.programs), store, ops):
+        wait_until(lambda: answers(ops), "the part answers operators", 60)
+        assert told_by(ops)["last_rpo_seconds"] == inf
+    wal(server, store)
+    base(server, store)
+    wal(server, store)
+    execute(server.url, f"SELECT pg_drop_replication_slot('{SLOT}')")
+    for number in range(3):
+        sell(server, number)
+        execute(server.url, "SELECT pg_switch_wal()")
+    execute(server.url, "CHECKPOINT")
+    ended = read_contents(store).backups[0].ended_at
+    with fetching(server, store, ops):
+        at = sell(server, 5)
+        wait_until(lambda: covers(at), "WAL comes again", 60)
+        # WAL is seconds old; what can be restored is the base backup alone.
+        wait_until(lambda: (SystemClock().now() - ended).total_seconds() >= 3, "some seconds have passed", 30)
+        assert told_by(ops)["last_rpo_seconds"] >= 3
+        assert (SystemClock().now() - ended).total_seconds() == pytest.approx(told_by(ops)["last_rpo_seconds"], abs=1.5)
+    base(server, store)
+    with fetching(server, store, ops):
+        at = sell(server, 6)
+        wait_until(lambda: covers(at), "WAL comes after a base backup", 60)
+        newest = read_contents(store).backups[-1].ended_at
+        wait_until(lambda: told_by(ops)["last_rpo_seconds"] < (SystemClock().now() - newest).total_seconds() - 2, "the gap is over", 60)
+
+
+def answers(ops: str) -> bool:
+    with suppress(httpx.TransportError):
+        return "last_rpo_seconds" in told_by(ops)
+    return False
+
+
+def test_what_could_be_lost_is_told_by_what_can_be_restored() -> None:
+    started = CLOCK.now() - timedelta(hours=5)
+    ended = started + timedelta(minutes=1)
+    size = 16 * 1024 * 1024
+    backup = Backup(
+        format=1, id="20261122T091500Z", system_identifier="1", started_at=started, ended_at=ended, timeline=1, segment_bytes=size,
+        start_lsn=lsn_text(2 * size), end_lsn=lsn_text(2 * size + 500), server_version="18.0", release="0", parts=[],
+    )  # fmt: skip
+
+    def contents(*numbers: int, until: datetime, timeline: int = 1) -> Contents:
+        segments = [Segment(timeline, number, False, Stored(str(number), size, started)) for number in numbers]
+        covered = Covered(until, lsn_text((numbers[-1] + 1) * size), timeline)
+        return Contents(None, [backup], {}, segments, {}, {timeline: covered})
+
+    def progress(ago: timedelta, timeline: int = 1) -> Progress:
+        return Progress(Covered(CLOCK.now() - ago, lsn_text(9 * size), timeline), 0)
+
+    second, minute, hour = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+    watched = Watched(CLOCK)
+    assert watched.could_be_lost_seconds() == inf
+    watched.see(contents(2, 3, until=CLOCK.now() - hour))
+    assert watched.could_be_lost_seconds() == 3600
+    # It goes on, maybe behind a gap: only the archive says whether.
+    watched.hear(progress(second))
+    assert watched.could_be_lost_seconds() == 3600
+    assert watched.asks.is_set()
+    watched.asks.clear()
+    watched.see(contents(2, 3, 4, until=CLOCK.now() - minute))
+    assert watched.could_be_lost_seconds() == 1
+    watched.hear("PostgreSQL went away.")
+    assert watched.could_be_lost_seconds() == 60
+    watched.hear(progress(second))
+    watched.asks.clear()
+    watched.see(contents(2, 3, 7, until=CLOCK.now() - minute))
+    assert watched.could_be_lost_seconds() == (CLOCK.now() - ended).total_seconds()
+    # A standby was promoted: its WAL is of another timeline than the newest base backup.
+    watched.hear("PostgreSQL went away.")
+    watched.hear(progress(second, timeline=2))
+    watched.asks.clear()
+    watched.see(contents(2, 3, until=CLOCK.now() - hour))
+    assert watched.could_be_lost_seconds() == 3600
+
+
+def test_a_slot_that_is_made_anew_is_warned_of(server: Server, store: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    wal(server, store)
+    assert not caplog.records
+    execute(server.url, f"SELECT pg_drop_replication_slot('{SLOT}')")
+    wal(server, store)
+    assert "take a base backup now" in caplog.text
+
+
+def test_the_timeline_is_that_of_what_is_written_and_not_of_the_last_checkpoint(server: Server) -> None:
+    async def both() -> tuple[int, str]:
+        async with server.connected() as connection:
+            return (await facts_of(connection)).timeline, await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")
+
+    timeline, name = asyncio.run(both())
+    assert int(name[:8], 16) == timeline
+
+
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_encrypted_wal_is_proven_without_the_identity(
+    server: Server,
+    store: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    is_opened: bool,  # noqa: FBT001
+) -> None:
+    identity = tmp_path / "identity.txt"
+    sealer = Sealer([new_identity(identity)])
+    wal(server, store, sealer)
+    base(server, store, sealer)
+    sell(server, 1)
+    execute(server.url, "SELECT pg_switch_wal()")
+    sell(server, 2)
+    wal(server, store, sealer)
+    command = ["backup", "verify", "--from", store.place, *(["--identity", str(identity)] if is_opened else [])]
+    assert main(command) == 0, capsys.readouterr().out
+    marked = read_json(store, VERIFIED, Verified)
+    assert marked is not None
+    assert (SystemClock().now() - marked.at).total_seconds() < 60
+    contents = read_contents(store)
+    segment = next(each for each in contents.segments if not each.is_partial and each.number > contents.backups[0].last_segment)
+    path = Path(store.place) / segment.object.name
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:])
+    store.delete(VERIFIED)
+    capsys.readouterr()
+    assert main(command) == 1
+    assert f"{segment.object.name} is not what was stored" in capsys.readouterr().out or is_opened
+    assert read_json(store, VERIFIED, Verified) is None
+    # Without a checksum nobody can say: that is not good.
+    path.write_bytes(raw)
+    store.delete(segment.object.name + ".sha256")
+    assert main(command) == (0 if is_opened else 1)
+    assert ("has no checksum" in capsys.readouterr().out) != is_opened
+    assert (read_json(store, VERIFIED, Verified) is not None) == is_opened
+
+
+def test_a_segment_whose_checksum_was_not_stored_is_stored_again(server: Server, store: Folder) -> None:
+    wal(server, store)
+    execute(server.url, "SELECT pg_switch_wal()")
+    sell(server, 1)
+
+    class NoChecksum(Dying):
+        def put(self, name: str, pieces: Iterable[bytes]) -> None:
+            if name.endswith(".sha256"):
+                raise CannotBackUp("full")
+            self._store.put(name, pieces)
+
+    with pytest.raises(CannotBackUp, match="full"):
+        wal(server, NoChecksum(store, -1))
+    bare = [each.object.name for each in read_contents(store).segments if not each.is_partial]
+    assert bare
+    assert bare[-1] not in read_contents(store).checksums
+    wal(server, store)
+    contents = read_contents(store)
+    assert {each.object.name for each in contents.segments if not each.is_partial} == contents.checksums.keys()
 
 
 def test_a_gap_is_seen_and_ends_with_the_next_base_backup(server: Server, store: Folder) -> None:

@@ -347,9 +347,13 @@ BACKUP_LAST_SUCCESS = _gauge(
 )
 BACKUP_LAST_RPO = _gauge(
     "backup_last_rpo_seconds",
-    "How old what is not in the archive yet may be: what would be lost with the server now.",
+    "How old what a restore of the newest base backup would not bring back may be: what would be lost now. WAL after a gap, or "
+    "of after a failover, does not count before the next base backup; +Inf: no base backup is known.",
     KEPT,
     parts=(BACKUP,),
+)
+BACKUP_LAST_VERIFIED = _gauge(
+    "backup_last_verified_timestamp_seconds", "When `regulars backup verify` last read everything and found it good.", KEPT, parts=(BACKUP,)
 )
 
 # ClickHouse
@@ -420,4 +424,7 @@ def exported(service: str, part: str, version: str) -> CollectorRegistry:
 
 
 # No series until there is something to say: a currency nobody uses, a check that was not made yet.
-_UNTIL_KNOWN: tuple[object, ...] = (BUILD_INFO, SALES_NET, REFUNDS, LEDGER_MISMATCHES, LEDGER_CHECKED, BACKUP_LAST_SUCCESS, BACKUP_LAST_RPO)
+_UNTIL_KNOWN: tuple[object, ...] = (
+    *(BUILD_INFO, SALES_NET, REFUNDS, LEDGER_MISMATCHES, LEDGER_CHECKED),
+    *(BACKUP_LAST_SUCCESS, BACKUP_LAST_RPO, BACKUP_LAST_VERIFIED),
+)

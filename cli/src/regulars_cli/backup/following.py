@@ -1,18 +1,22 @@
-"""`regulars backup wal`: fetching for ever, with an operators' port that says what could be lost now, and how old the newest base is."""
+"""`regulars backup wal`: fetching for ever, with an operators' port that says what could be lost now, and how old the newest base is.
+
+What could be lost is what a restore of the newest base backup would not bring back. So it is not enough that WAL comes: it must lead from
+that backup to now without a gap, on the backup's own timeline. Whether it does is seen in the archive, anew whenever fetching began again.
+"""
 
 import asyncio
 import logging
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
+from math import inf
 
 from kit.clock import Clock, SystemClock
-from kit.metrics import BACKUP_LAST_RPO, BACKUP_LAST_SUCCESS
+from kit.metrics import BACKUP_LAST_RPO, BACKUP_LAST_SUCCESS, BACKUP_LAST_VERIFIED
 from kit.ops import CannotListen, OpsSettings, operated, stop_when_told
 from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
-from kit.waiting import wait_at_most
 from regulars_cli.backup import CannotBackUp
-from regulars_cli.backup.archive import read_contents
+from regulars_cli.backup.archive import VERIFIED, Contents, Covered, Verified, read_contents, read_json
 from regulars_cli.backup.sealing import Sealer
 from regulars_cli.backup.servers import Server
 from regulars_cli.backup.stores import Store
@@ -34,7 +38,7 @@ async def follow(server: Server, store: Store, sealer: Sealer, every_seconds: fl
             watched = Watched(clock)
             health.require("wal", watched.what_is_wrong)
             stopping = stop_when_told(health, 0)
-            looking = asyncio.create_task(_look(store, stopping))
+            looking = asyncio.create_task(_look(store, watched, stopping))
             health.start()
             log.info("fetching WAL", extra={"to": store.place, "encrypted": sealer.encrypts})
             await fetch(server, store, sealer, every_seconds, stopping, watched.hear)
@@ -44,13 +48,28 @@ async def follow(server: Server, store: Store, sealer: Sealer, every_seconds: fl
     return 0
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a look into the archive found: until when its newest backup can be restored, and whether WAL of `timeline` leads on from it."""
+
+    until: datetime
+    timeline: int
+    is_followed: bool
+
+
 class Watched:
     """What operators see."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._covered: datetime | None = None
+        self._covered: Covered | None = None
+        self._seen: _Seen | None = None
+        self._leads_on = True
         self._fault = "starting"
+        # Set when what was seen in the archive may no longer be so.
+        self.asks = asyncio.Event()
+        # From the start on: an archive that cannot be read, or WAL that never comes, must not be silence.
+        BACKUP_LAST_RPO.of(KIND).set_function(self.could_be_lost_seconds)
 
     def hear(self, news: Progress | str) -> None:
         """A round was done, or could not be."""
@@ -58,30 +77,66 @@ class Watched:
             if news != self._fault:
                 log.warning("WAL cannot be fetched", extra={"reason": news})
             self._fault = news
+            # It may go on elsewhere than it ended.
+            self._covered = None
             return
         if self._fault:
             log.info("WAL is fetched", extra={"until": news.covered.until.isoformat()})
         self._fault = ""
         if self._covered is None:
-            BACKUP_LAST_RPO.of(KIND).set_function(self.could_be_lost_seconds)
-        self._covered = news.covered.until
+            self._seen = self._seen and replace(self._seen, is_followed=False)
+            self.asks.set()
+        self._covered = news.covered
+
+    def see(self, contents: Contents) -> None:
+        """The archive was looked into, since `asks` was last cleared."""
+        newest = contents.newest()
+        if newest is None:
+            self._seen = None
+            return
+        is_followed = contents.is_followed(newest) and not self.asks.is_set()
+        self._seen = _Seen(contents.restorable_until(newest), newest.timeline, is_followed)
+        leads_on = contents.is_followed(newest) and (self._covered is None or self._covered.timeline == newest.timeline)
+        if self._leads_on and not leads_on:
+            log.warning("WAL does not lead on from the newest base backup: take one now", extra={"backup": newest.id})
+        self._leads_on = leads_on
 
     def could_be_lost_seconds(self) -> float:
-        """What was committed since then would be lost with the server."""
-        return (self._clock.now() - self._covered).total_seconds() if self._covered else 0.0
+        """What was committed since then would be lost with the server; infinite where the archive is not known to hold anything."""
+        if self._seen is None:
+            return inf
+        until = self._seen.until
+        if self._covered is not None and self._seen.is_followed and self._covered.timeline == self._seen.timeline:
+            until = max(until, self._covered.until)
+        return (self._clock.now() - until).total_seconds()
 
     async def what_is_wrong(self) -> str:
         return "not fetching" if self._fault else ""
 
 
-async def _look(store: Store, stopping: asyncio.Event) -> None:
-    """Sees when the newest base backup was taken; until it knows of one it says nothing."""
+async def _look(store: Store, watched: Watched, stopping: asyncio.Event) -> None:
+    """Sees what the archive holds, every minute and whenever fetching began."""
     while not stopping.is_set():
+        watched.asks.clear()
         try:
-            newest = (await asyncio.to_thread(partial(read_contents, store))).newest()
+            contents = await asyncio.to_thread(read_contents, store)
+            verified = await asyncio.to_thread(read_json, store, VERIFIED, Verified)
         except CannotBackUp as reason:
             log.warning("the archive cannot be read", extra={"reason": str(reason)})
         else:
-            if newest is not None:
+            watched.see(contents)
+            if (newest := contents.newest()) is not None:
                 BACKUP_LAST_SUCCESS.of(KIND).set(newest.ended_at.timestamp())
-        await wait_at_most(stopping, LOOK_SECONDS)
+            if verified is not None:
+                BACKUP_LAST_VERIFIED.of(KIND).set(verified.at.timestamp())
+        await _wait(LOOK_SECONDS, watched.asks, stopping)
+
+
+async def _wait(seconds: float, *events: asyncio.Event) -> None:
+    """Until one of the events, or for so long."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waiting:
+            each.cancel()

@@ -97,7 +97,7 @@ async def facts_of(connection: RawConnection) -> Facts:
     row = await connection.fetchrow(
         """
         SELECT (SELECT system_identifier::text FROM pg_control_system()) AS identifier,
-            (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
+            CASE WHEN pg_is_in_recovery() THEN '0' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline,
             (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment_bytes,
             current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
             current_setting('wal_level') AS wal_level, pg_is_in_recovery() AS recovering
@@ -108,7 +108,8 @@ async def facts_of(connection: RawConnection) -> Facts:
         raise CannotBackUp("The server runs with wal_level = minimal, from which nothing can be restored: set it to replica.")
     if row["recovering"]:
         raise CannotBackUp("The server is a standby or still recovering: back up the primary.")
-    return Facts(row["identifier"], row["timeline"], row["segment_bytes"], row["version"].split()[0], row["number"] // 10_000)
+    # Not that of the last checkpoint: after a promotion there may be none for a while.
+    return Facts(row["identifier"], int(row["timeline"], 16), row["segment_bytes"], row["version"].split()[0], row["number"] // 10_000)
 
 
 async def now_of(connection: RawConnection) -> datetime:
