@@ -8,6 +8,8 @@ from scripts.check_chart import Resource, pod_of
 
 COMPONENT = "app.kubernetes.io/component"
 OUTSIDE = "outside"
+# The operators' port.
+OPS = 9600
 SERVERS = ("postgresql", "kafka", "clickhouse")
 
 
@@ -20,18 +22,18 @@ class Edge:
     port: int
 
 
-def edges(resources: Sequence[Resource]) -> set[Edge]:
-    """Every edge between pods of the release, and those from and to outside; but for DNS and metrics."""
+def edges(resources: Sequence[Resource], port: int | None = None) -> set[Edge]:
+    """Every edge between pods of the release, and those from and to outside: at this port, or at all but those of DNS and metrics."""
     pods = {labels[COMPONENT]: labels for labels in _pod_labels(resources)}
     policies = [each["spec"] for each in resources if each["kind"] == "NetworkPolicy"]
     return {
-        Edge(source, target, port)
+        Edge(source, target, each)
         for source in (*pods, OUTSIDE)
         for target in (*pods, OUTSIDE)
-        for port in _ports(policies)
+        for each in (_ports(policies) if port is None else {port})
         if source != target
-        and _lets(policies, "Egress", pods.get(source), pods.get(target), port)
-        and _lets(policies, "Ingress", pods.get(target), pods.get(source), port)
+        and _lets(policies, "Egress", pods.get(source), pods.get(target), each)
+        and _lets(policies, "Ingress", pods.get(target), pods.get(source), each)
     }
 
 
@@ -59,7 +61,7 @@ def _pod_labels(resources: Sequence[Resource]) -> Iterator[Mapping[str, str]]:
 
 def _ports(policies: Sequence[Mapping[str, Any]]) -> set[int]:
     rules = [rule for spec in policies for rule in (*spec.get("ingress", ()), *spec.get("egress", ()))]
-    return {port["port"] for rule in rules for port in rule.get("ports", ())} - {53, 9600}
+    return {port["port"] for rule in rules for port in rule.get("ports", ())} - {53, OPS}
 
 
 def _lets(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scripts.check_chart import CHART, cases, render, resources_in
-from tests.chart.edges import OUTSIDE, SERVERS, Edge, edges, is_denied_by_default
+from tests.chart.edges import OPS, OUTSIDE, SERVERS, Edge, edges, is_denied_by_default
 
 ROOT = Path(__file__).parents[2]
 PORTS = {"postgresql": 5432, "kafka": 9092, "clickhouse": 8123}
@@ -55,26 +55,75 @@ def test_services_reach_one_another_exactly_as_calls_yaml_says(case: str) -> Non
     assert between_parts(edges(resources(case))) == set(calls_registered())
 
 
-def test_the_bus_is_reached_exactly_by_those_whom_topics_yaml_names_and_by_the_migration() -> None:
+def test_the_bus_is_reached_exactly_by_those_whom_topics_yaml_names_by_the_migration_and_by_operators() -> None:
     reaching = {edge.source for edge in edges(resources("trial")) if edge.target == "kafka"}
-    assert reaching == bus_users_registered() | {"migrate"}
+    assert reaching == bus_users_registered() | {"migrate", "operator"}
 
 
 def test_a_bus_over_postgresql_opens_postgresql_to_the_same() -> None:
     own = {f"{service}-{part}" for service in ("member", "gateway") for part in ("serve", "relay") if (service, part) in parts()}
     reaching = {edge.source for edge in edges(resources("bus-postgresql")) if edge.target == "postgresql"}
-    assert reaching == own | bus_users_registered() | {"migrate", "seed"}
+    assert reaching == own | bus_users_registered() | {"migrate", "seed", "operator"}
+
+
+def test_an_operator_reaches_everything_that_the_doctor_looks_at() -> None:
+    reached = {(edge.target, edge.port) for edge in edges(resources("trial")) if edge.source == "operator"}
+    served = {(f"{service}-{part}", has["port"]) for (service, part), has in parts().items() if has.get("port")}
+    assert reached == served | set(PORTS.items())
+    metrics = {edge.target for edge in edges(resources("backup"), port=OPS) if edge.source == "operator"}
+    assert metrics == {f"{service}-{part}" for service, part in parts()} | {"backup-wal"}
+
+
+def test_an_operator_knows_where_everything_is() -> None:
+    of_case = {each["metadata"]["name"]: each for each in resources("backup") if each["kind"] == "Deployment"}
+    container = of_case["regulars-operator"]["spec"]["template"]["spec"]["containers"][0]
+    known = {each["name"]: each.get("value") for each in container["env"]}
+    urls = {f"{service.upper()}_DATABASE_URL" for service in ("member", "gateway")} | {"CLICKHOUSE_URL", "BUS_URL"}
+    assert urls | {"MEMBER_ADDRESS", "REPORTING_ADDRESS", "REGULARS_URL", "BACKUP_TO"} <= known.keys()
+    services = {
+        f"{each['metadata']['name']}:{each['spec']['ports'][0]['port']}" for each in resources("backup") if each["kind"] == "Service"
+    }
+    ops = set(known["OPS_ADDRESSES"].split(","))
+    assert ops <= services
+    assert len(ops) == len(parts()) + 1
+    assert known["REGULARS_TOPICS"] == "/etc/regulars/topics.yaml"
+    assert {"name": "topics", "mountPath": "/etc/regulars", "readOnly": True} in container["volumeMounts"]
+
+
+@pytest.mark.parametrize("case", ["trial", "private", "cloud", "backup"])
+def test_metrics_are_read_by_those_named_and_by_operators_alone(case: str) -> None:
+    named = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["networkPolicy"]["metricsFrom"]
+    rules = [rule for rule in policy_rules(case, "ingress") if OPS in {port["port"] for port in rule.get("ports", [{"port": OPS}])}]
+    peers = [peer for rule in rules for peer in rule["from"]]
+    operators = [peer for peer in peers if peer not in named]
+    assert [peer for peer in peers if peer in named]
+    assert {peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in operators} == {"operator"}
+    assert all(set(peer) == {"podSelector"} for peer in operators)
+    assert all([port["port"] for port in rule["ports"]] == [OPS] for rule in rules)
+
+
+@pytest.mark.parametrize("case", ["trial", "private", "cloud", "backup", "jobs", "inline-upgrade"])
+def test_dns_is_asked_of_those_named_alone(case: str) -> None:
+    named = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["networkPolicy"]["dnsTo"]
+    rules = [rule for rule in policy_rules(case, "egress") if 53 in {port["port"] for port in rule.get("ports", [{"port": 53}])}]
+    assert rules
+    assert all(rule["to"] == named and {port["port"] for port in rule["ports"]} == {53} for rule in rules)
+
+
+def policy_rules(case: str, direction: str) -> list[Any]:
+    return [rule for each in resources(case) if each["kind"] == "NetworkPolicy" for rule in each["spec"].get(direction) or ()]
 
 
 def test_a_database_is_reached_by_the_parts_of_its_service_alone() -> None:
     found = edges(resources("trial"))
-    assert {edge.source for edge in found if edge.target == "clickhouse"} == {"reporting-serve", "reporting-consume", "migrate"}
+    assert {edge.source for edge in found if edge.target == "clickhouse"} == {"reporting-serve", "reporting-consume", "migrate", "operator"}
     assert {edge.source for edge in found if edge.target == "postgresql"} == {
         "gateway-serve",
         "member-serve",
         "member-relay",
         "migrate",
         "seed",
+        "operator",
     }
 
 
@@ -103,6 +152,9 @@ def test_external_servers_are_reached_at_their_ports_by_those_who_use_them() -> 
         ("migrate", 5432),
         ("migrate", 8443),
         ("migrate", 9096),
+        ("operator", 5432),
+        ("operator", 8443),
+        ("operator", 9096),
     }
 
 

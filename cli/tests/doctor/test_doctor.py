@@ -224,6 +224,18 @@ def test_topics_that_are_missing_or_other_are_named(bus: str) -> None:
     assert found["topics", dead_letters_topic("reporting")] == "failed"
 
 
+def test_topics_are_held_against_those_that_the_installation_was_made_with(bus: str, tmp_path: Path) -> None:
+    made = tmp_path / "topics.yaml"
+    made.write_text((files("regulars") / "topics.yaml").read_text("utf-8").replace("partitions: 4", "partitions: 24"), encoding="utf-8")
+    on_bus(bus, lambda opened: opened.create_topics(all_specs(load_topics(made.read_text("utf-8")))))
+
+    def topics_wrong(**settings: str) -> set[str]:
+        return {subject for check, subject in wrong(found_in(asked(BUS_URL=bus, **settings))) if check == "topics"}
+
+    assert topics_wrong() == {"member.sale.v1", "member.points.v1", "member.member.v1"}
+    assert topics_wrong(REGULARS_TOPICS=str(made)) == set()
+
+
 def test_a_group_that_nobody_reads_for_and_dead_letters_are_told_of(bus: str) -> None:
     async def lay_down(opened: Bus) -> None:
         await opened.create_topics(all_specs(TOPICS))

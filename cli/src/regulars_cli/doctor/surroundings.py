@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an operators' port whose release is to be compared; may be given again (default: OPS_ADDRESSES, separated by commas)",
     )
-    parser.add_argument("--topics", type=Path, default=None, help="the registry of topics (default: that of this release)")
+    parser.add_argument(
+        "--topics", type=Path, default=None, help="the registry of topics (default: REGULARS_TOPICS, or that of this release)"
+    )
 
 
 def find_surroundings(parsed: argparse.Namespace, environ: Mapping[str, str] | None = None, clock: Clock | None = None) -> Surroundings:
@@ -64,7 +66,7 @@ def find_surroundings(parsed: argparse.Namespace, environ: Mapping[str, str] | N
         noted = _noted(parsed.var)
         source = {**source, **noted["environment"]}
     ports = parsed.ops or [each.strip() for each in source.get("OPS_ADDRESSES", "").split(",") if each.strip()]
-    topics = parsed.topics or next((path for path in (TOPICS_IN_CHECKOUT, TOPICS_IN_IMAGE) if path.exists()), TOPICS_IN_CHECKOUT)
+    topics = parsed.topics or (Path(source["REGULARS_TOPICS"]) if source.get("REGULARS_TOPICS") else _topics_of_release())
     return Surroundings(
         environ=source,
         var=var,
@@ -85,6 +87,10 @@ def without_secrets(url: str) -> str:
         return "an address that cannot be read"
     place = host or parse_qs(parts.query).get("host", [""])[0] or "this machine"
     return f"{place}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+
+
+def _topics_of_release() -> Path:
+    return next((path for path in (TOPICS_IN_CHECKOUT, TOPICS_IN_IMAGE) if path.exists()), TOPICS_IN_CHECKOUT)
 
 
 def _noted(var: Path) -> dict[str, Any]:

@@ -18,9 +18,7 @@
 {{- if ne .name "backup-base" -}}
 {{- $_ := set $job "databases" list -}}
 {{- else if $.Values.backup.apiKeySecret -}}
-{{- $public := include "regulars.public" $ | fromYaml -}}
 {{- $_ := set $job "api" true -}}
-{{- $_ := set $job "env" (merge (dict "REGULARS_URL" (printf "http://%s:%v" $public.name $public.port)) $job.env) -}}
 {{- $key := dict "name" "REGULARS_KEY" "valueFrom" (dict "secretKeyRef" (dict "name" $.Values.backup.apiKeySecret "key" "REGULARS_KEY")) -}}
 {{- $_ := set $job "extraEnv" (append $job.extraEnv $key) -}}
 {{- end -}}
@@ -69,10 +67,12 @@
 {{- $env := include "regulars.keyVariables" . | fromYaml -}}
 {{- if $job.bus -}}
 {{- $env = merge $env (include "regulars.busSettings" $root | fromYaml) -}}
+{{- /* The partitions are this installation's, and not the image's. */}}
+{{- $_ := set $env "REGULARS_TOPICS" "/etc/regulars/topics.yaml" -}}
 {{- end -}}
 {{- if $job.api -}}
 {{- with include "regulars.public" $root | fromYaml -}}
-{{- $_ := set $env "GATEWAY_URL" (printf "http://%s:%v" .name .port) -}}
+{{- $_ := set $env "REGULARS_URL" (printf "http://%s:%v" .name .port) -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := $job.env -}}
@@ -87,6 +87,47 @@
 {{ include "regulars.urlEnv" (list $root .) }}
 {{- end }}
 {{- with $job.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* What a CronJob's container mounts: (list root job). */}}
+{{- define "regulars.cronJobMounts" -}}
+{{- $root := index . 0 -}}
+{{- $job := index . 1 -}}
+- {name: tmp, mountPath: /tmp}
+{{- if $job.keys }}
+- {name: keys, mountPath: /run/regulars/keys, readOnly: true}
+{{- end }}
+{{- if $job.bus }}
+- {name: topics, mountPath: /etc/regulars, readOnly: true}
+{{- if include "regulars.kafkaFiles" $root | trim }}
+- {name: kafka, mountPath: /run/regulars/kafka, readOnly: true}
+{{- end }}
+{{- end }}
+{{- with $job.volumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The volumes of a CronJob's pod: (list root job). */}}
+{{- define "regulars.cronJobVolumes" -}}
+{{- $root := index . 0 -}}
+{{- $job := index . 1 -}}
+- name: tmp
+  emptyDir: {sizeLimit: {{ $job.tmpSize }}}
+{{- if $job.keys }}
+{{ include "regulars.keysVolume" (list $root $job) }}
+{{- end }}
+{{- if $job.bus }}
+- name: topics
+  configMap:
+    name: {{ include "regulars.fullname" $root }}-topics
+{{- if include "regulars.kafkaFiles" $root | trim }}
+{{ include "regulars.kafkaVolume" $root }}
+{{- end }}
+{{- end }}
+{{- with $job.volumes }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}

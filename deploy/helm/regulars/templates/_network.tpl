@@ -13,6 +13,20 @@
   ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]
 {{- end -}}
 
+{{/* Ways in to the operators' port. */}}
+{{- define "regulars.ingressOps" -}}
+{{- with .Values.networkPolicy.metricsFrom }}
+- from:
+    {{- toYaml . | nindent 4 }}
+  ports: [{protocol: TCP, port: 9600}]
+{{- end }}
+{{- if .Values.operator.enabled }}
+- from:
+    {{- include "regulars.peer" (list . "operator") | nindent 4 }}
+  ports: [{protocol: TCP, port: 9600}]
+{{- end }}
+{{- end -}}
+
 {{/* Way out to something outside of the chart: its entry in values.networkPolicy. */}}
 {{- define "regulars.egressOutside" -}}
 - ports:
