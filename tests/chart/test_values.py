@@ -74,6 +74,7 @@ IMPOSSIBLE: list[tuple[str, Mapping[str, Any], str]] = [
         "services.reporting.parts.serve.keda scales on the lag of a consumer group",
     ),
     (PRIVATE, part("member", "relay", keda={"enabled": True}), "services.member.parts.relay.keda scales on the lag of a consumer group"),
+    (TRIAL, part("reporting", "consume", keda={"enabled": True}), "services.reporting.parts.consume.keda cannot work with trial.kafka"),
     (PRIVATE, part("reporting", "consume", replicas=13), "may have 13 pods, and its topics have 12 partitions in all"),
     (CLOUD, part("reporting", "consume", keda={"maxReplicas": 73}), "may have 73 pods, and its topics have 72 partitions in all"),
     (
