@@ -3,7 +3,7 @@
 {{- $jobs := list -}}
 {{- range $name, $own := .Values.cronJobs -}}
 {{- $job := include "regulars.merge" (list $.Values.cronJobDefaults $own) | fromYaml -}}
-{{- $_ := merge $job (dict "component" (printf "job-%s" $name) "name" (printf "%s-%s" (include "regulars.fullname" $) $name)) -}}
+{{- $_ := merge $job (dict "account" "jobs" "component" (printf "job-%s" $name) "name" (printf "%s-%s" (include "regulars.fullname" $) $name)) -}}
 {{- $jobs = append $jobs $job -}}
 {{- end -}}
 {{- with .Values.backup -}}
@@ -15,6 +15,9 @@
 {{- $job := include "regulars.merge" (list $.Values.cronJobDefaults $common) | fromYaml -}}
 {{- $_ := set $job "schedule" .schedule -}}
 {{- $_ := set $job "args" .args -}}
+{{- if ne .name "backup-prune" -}}
+{{- $_ := set $job "activeDeadlineSeconds" $.Values.backup.activeDeadlineSeconds -}}
+{{- end -}}
 {{- if ne .name "backup-base" -}}
 {{- $_ := set $job "databases" list -}}
 {{- else if $.Values.backup.apiKeySecret -}}
@@ -22,7 +25,7 @@
 {{- $key := dict "name" "REGULARS_KEY" "valueFrom" (dict "secretKeyRef" (dict "name" $.Values.backup.apiKeySecret "key" "REGULARS_KEY")) -}}
 {{- $_ := set $job "extraEnv" (append $job.extraEnv $key) -}}
 {{- end -}}
-{{- $_ := merge $job (dict "component" .name "name" (printf "%s-%s" (include "regulars.fullname" $) .name)) -}}
+{{- $_ := merge $job (dict "account" "backup" "component" .name "name" (printf "%s-%s" (include "regulars.fullname" $) .name)) -}}
 {{- $jobs = append $jobs $job -}}
 {{- end -}}
 {{- end -}}

@@ -49,7 +49,7 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* ServiceAccount of a service, or of `jobs`: (list root service). */}}
+{{/* ServiceAccount of a service, of `jobs` or of `backup`: (list root service). */}}
 {{- define "regulars.serviceAccountName" -}}
 {{- $root := index . 0 -}}
 {{- if $root.Values.serviceAccount.create -}}
