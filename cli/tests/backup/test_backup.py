@@ -150,6 +150,19 @@ def test_any_moment_after_a_base_backup_comes_back(server: Server, store: Folder
         assert not isinstance(found, Fault)
 
 
+def test_root_is_told_at_once_that_nothing_can_be_recovered(
+    server: Server, store: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base(server, store)
+    for path in Path(store.place).glob("base/*/base.tar*"):
+        # Who fetches before refusing says that it is missing.
+        path.unlink()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert main(["restore", "--from", store.place, "--to", str(tmp_path / "data")]) == 1
+    assert "PostgreSQL does not run as root" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_base_backup_alone_comes_back(server: Server, store: Folder, folder: Path) -> None:
     sell(server, 7)
     base(server, store)

@@ -104,6 +104,11 @@ def restore(
         raise CannotBackUp(
             f"A PostgreSQL runs on {folder}, or was killed there: stop the system first; after a crash remove its postmaster.pid."
         )
+    if recovers and owner is None and os.geteuid() == 0:
+        raise CannotBackUp(
+            "PostgreSQL does not run as root, so nothing can be recovered here: restore as the user that it runs as (`postgres`; in its image"
+            " 999), or with --leave-recovery, and give the folder to that user."
+        )
     fresh = folder.with_name(folder.name + ".restoring")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
