@@ -23,11 +23,13 @@ from kit.bus.interface import Bus, Message
 from kit.bus.topics import all_specs, dead_letters_topic, load_topics
 from kit.clock import HeldClock, SystemClock
 from kit.crypto import PersonalDataKeys
-from kit.db import migrate
+from kit.db import advisory_key, migrate
 from kit.ids import uuid7
 from kit.keys import create_missing_keys
 from kit.settings import load
 from regulars_cli.access import VAR
+from regulars_cli.backup.archive import Backup, Covered, lsn_text, write_json
+from regulars_cli.backup.stores import Folder
 from regulars_cli.doctor import databases
 from regulars_cli.doctor.command import examine, not_checked
 from regulars_cli.doctor.findings import Finding, exit_code
@@ -118,6 +120,7 @@ def test_a_healthy_system_is_found_well_and_faults_that_come_are_named(
 ) -> None:
     tmp_path.chmod(0o700)
     backups = tmp_path / "backups"
+    assert main(["backup", "wal", "--once", "--var", str(system.var), "--to", str(backups)]) == 0
     assert main(["backup", "run", "--var", str(system.var), "--to", str(backups)]) == 0
     wait_until(lambda: wrong(found_in(around(system))).keys() <= {("disk", "backups"), ("disk", "installation")}, "all is well", 60)
     capsys.readouterr()
@@ -167,6 +170,62 @@ def test_addresses_are_named_without_who_asks_and_with_what_to_do() -> None:
         "the database gateway (set GATEWAY_DATABASE_URL)",
         "keys (set INTERNAL_TOKEN_PRIVATE_KEY_FILE or INTERNAL_TOKEN_PUBLIC_KEY_FILE or FINGERPRINT_KEY_FILE or PERSONAL_DATA_KEY_FILE)",
     ]
+
+
+def test_what_nothing_says_the_place_of_is_not_checked_and_quiet_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("MEMBER_DATABASE_URL", "GATEWAY_DATABASE_URL", "BUS_URL", "MEMBER_ADDRESS", "REPORTING_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REGULARS_URL", "http://127.0.0.1:9")
+    assert main(["doctor", "--quiet", "--var", str(tmp_path)]) == 2
+    printed = capsys.readouterr().out
+    assert "the bus (set BUS_URL)" in printed
+    assert wrong(found_in(asked(REGULARS_URL="http://127.0.0.1:9"))) == {
+        ("address", "gateway"): "failed",
+        ("backup", "postgres"): "warning",
+    }
+
+
+def test_base_backups_without_wal_and_of_before_a_failover_are_told_of(tmp_path: Path) -> None:
+    now, size = SystemClock().now(), 16 * 1024 * 1024
+    backup = Backup(
+        format=1, id="20261122T091500Z", system_identifier="1", started_at=now, ended_at=now - timedelta(hours=1), timeline=1,
+        start_lsn=lsn_text(2 * size), end_lsn=lsn_text(2 * size + 500), segment_bytes=size, server_version="18.0", release="0", parts=[],
+    )  # fmt: skip
+    store = Folder(tmp_path / "backups")
+    write_json(store, f"base/{backup.id}/backup.json", backup)
+    settings = asked(REGULARS_URL="http://127.0.0.1:9", BACKUP_TO=store.place)
+    assert wrong(found_in(settings))["backup", "wal"] == "warning"
+    store.put("wal/00000002/000000020000000000000003.zst", [b""])
+    write_json(store, "wal/00000002/covered.json", Covered(now, lsn_text(4 * size), 2))
+    assert wrong(found_in(settings))["backup", "wal"] == "failed"
+
+
+def test_a_relay_that_is_not_there_is_told_of_though_nothing_waits(member_database: str) -> None:
+    settings = asked(MEMBER_DATABASE_URL=member_database)
+    found = wrong(found_in(settings))
+    assert found["relay", "member"] == "warning"
+    assert ("outbox", "member") not in found
+
+    async def while_one_leads() -> list[Finding]:
+        connection = await asyncpg.connect(member_database)
+        try:
+            await connection.fetchval("SELECT pg_advisory_lock($1)", advisory_key("kit.bus.relay"))
+            return await examine(settings)
+        finally:
+            await connection.close()
+
+    assert ("relay", "member") not in wrong(asyncio.run(while_one_leads()))
+
+
+def test_wal_that_nobody_fetches_is_told_of(reachable_path: Path) -> None:
+    with EmbeddedPostgres(reachable_path / "data", settings={"max_connections": "20"}) as server:
+        asyncio.run(migrate(server.url(), "member:migrations"))
+        settings = asked(MEMBER_DATABASE_URL=server.url())
+        assert wrong(found_in(settings))["archiver", "member"] == "warning"
+        run("SELECT pg_create_physical_replication_slot('regulars_backup', true)", server.url())
+        assert ("archiver", "member") not in wrong(found_in(settings))
 
 
 def test_nothing_to_go_by_is_said_in_a_sentence(
@@ -244,7 +303,12 @@ def test_a_group_that_nobody_reads_for_and_dead_letters_are_told_of(bus: str) ->
 
     on_bus(bus, lay_down)
     found = wrong(found_in(asked(BUS_URL=bus)))
-    assert found == {("lag", "reporting"): "warning", ("dead letters", "reporting"): "warning", ("backup", "postgres"): "warning"}
+    assert found == {
+        ("lag", "reporting"): "warning",
+        ("dead letters", "reporting"): "warning",
+        ("backup", "postgres"): "warning",
+        ("archiver", "bus"): "warning",
+    }
 
 
 def test_keys_that_are_missing_open_foreign_or_ill_matched_are_told_apart(

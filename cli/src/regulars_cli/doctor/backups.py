@@ -61,12 +61,15 @@ def _loss(contents: Contents, around: Surroundings) -> Finding:
     reaches = contents.restorable_until(newest)
     loss = around.clock.now() - reaches
     said = f"What was committed after {instant(reaches)} would be lost with the server"
+    covered = max(contents.covered.values(), key=lambda each: each.until, default=None)
+    if covered is not None and covered.timeline != newest.timeline and covered.until > newest.ended_at:
+        said = "The newest base backup is of before a failover or a restore, and the WAL since does not lead on from it."
+        return failed("backup", "wal", said, "Take a base backup now: `regulars backup run`.")
     if contents.gap_after(newest) is not None:
         advice = "Take a base backup now: `regulars backup run`. Before the gap everything can be restored."
         return failed("backup", "wal", "WAL is missing after the newest base backup.", advice)
     if not contents.wal_after(newest):
-        advice = "Run `regulars backup wal` beside the system, if that is too much."
-        return ok("backup", "wal", f"{said}: no WAL is fetched.") if loss <= WARNS else warning("backup", "wal", f"{said}.", advice)
+        return warning("backup", "wal", f"{said}: no WAL is archived.", "Run `regulars backup wal` beside the system, for ever.")
     if loss > LOSS_WARNS:
         return warning("backup", "wal", f"{said}.", "See whether `regulars backup wal` runs, and its log.")
     return ok("backup", "wal", f"{said}.")

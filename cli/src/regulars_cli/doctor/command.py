@@ -29,7 +29,8 @@ _OPTIONAL = {
     "the gateway": ("REGULARS_URL",),
     "member": ("MEMBER_ADDRESS",),
     "reporting": ("REPORTING_ADDRESS",),
-    **{f"the database {each.name}": (each.setting,) for each in DATABASES},
+    **{f"the database {each.name}": (each.setting,) for each in DATABASES if each.name != "bus"},
+    "the bus": ("BUS_URL",),
     "ClickHouse": ("CLICKHOUSE_URL", "REPORTING_DATA_DIR"),
     "keys": (PRIVATE, PUBLIC, FINGERPRINT, PERSONAL),
 }
@@ -44,7 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "nothing. Exit code 0 if all is well, 1 if there are warnings, 2 if something failed.",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--quiet", action="store_true", help="only what is wrong")
+    parser.add_argument("--quiet", action="store_true", help="only what is wrong, or was not checked")
     add_arguments(parser)
     parser.set_defaults(func=run)
 
@@ -96,7 +97,7 @@ def not_checked(around: Surroundings) -> list[str]:
     """What nothing says the place of."""
     lacking = []
     for what, settings in _OPTIONAL.items():
-        if what == "the database bus" or (what == "the gateway" and around.gateway_url):
+        if what == "the gateway" and around.gateway_url:
             continue
         if not any(around.get(setting) for setting in settings):
             lacking.append(f"{what} (set {' or '.join(settings)})")
@@ -110,7 +111,7 @@ def _print(findings: Sequence[Finding], lacking: Sequence[str], *, quiet: bool) 
         print(f"{_MARKS[finding.status]}  {finding.check:<12}  {finding.sentence}")
         if finding.advice:
             print(f"{'':<23}→ {finding.advice}")
-    if lacking and not quiet:
+    if lacking:
         print(f"Not checked: {'; '.join(lacking)}.")
     counted = {status: sum(each.status == status for each in findings) for status in WORST_FIRST}
     print(f"{counted['ok']} ok, {counted['warning']} warnings, {counted['failed']} failed.")

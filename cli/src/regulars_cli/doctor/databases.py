@@ -10,7 +10,8 @@ import asyncpg
 
 from kit.bus.connecting import POSTGRES_SCHEMES
 from kit.clock import Clock
-from kit.db import RawConnection, connect, newest_revision
+from kit.db import RawConnection, advisory_key, connect, newest_revision
+from regulars_cli.backup.wal import SLOT
 from regulars_cli.doctor.findings import Finding, failed, ok, warning
 from regulars_cli.doctor.surroundings import Surroundings, without_secrets
 
@@ -84,7 +85,7 @@ async def _check(around: Surroundings, database: Database, url: str, *, is_first
                 found += [await _allowed(check, connection, database.name) for check in checks]
                 found.append(await clock_of(connection, around.clock, database.name))
             if database.name == "member":
-                found.append(await _outbox(connection))
+                found += [await _outbox(connection), await _relay(connection)]
             return found
     except FAULTS as error:
         said = f"The database {database.name} at {where} stopped answering ({reason(error)})."
@@ -195,12 +196,17 @@ async def _connections(connection: RawConnection, name: str) -> Finding:
 async def _archiver(connection: RawConnection, name: str) -> Finding:
     row = await connection.fetchrow(
         """
-        SELECT current_setting('archive_mode') AS mode, a.failed_count, a.last_failed_time, a.last_archived_time,
+        SELECT current_setting('archive_mode') AS mode, EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1) AS is_kept, a.failed_count, a.last_failed_time, a.last_archived_time,
             clock_timestamp() - a.last_archived_time AS age, a.last_failed_time > coalesce(a.last_archived_time, '-infinity') AS failing
         FROM pg_stat_archiver AS a
-        """
+        """,
+        SLOT,
     )
     assert row is not None  # noqa: S101  # the view has one row
+    if row["mode"] == "off" and not row["is_kept"]:
+        said = f"No WAL is archived: PostgreSQL of {name} does not by itself, and `regulars backup wal` never began to fetch it."
+        advice = "Run `regulars backup wal` beside the system, for ever: else all since the last base backup is lost with the server."
+        return warning("archiver", name, said, advice)
     if row["mode"] == "off":
         return ok("archiver", name, f"PostgreSQL of {name} archives no WAL by itself; `regulars backup wal` fetches it.")
     if row["failing"]:
@@ -264,6 +270,24 @@ async def _outbox(connection: RawConnection) -> Finding:
     said = f"{waiting} events wait to be published, the oldest for {_span(age)}."
     advice = "See whether `member relay` runs and the bus answers; its log says why events wait. Sales go on meanwhile."
     return (failed if age > OUTBOX_FAILS else warning)("outbox", "member", said, advice)
+
+
+async def _relay(connection: RawConnection) -> Finding:
+    """The relay that is active holds a lock; where nobody sells, an outbox without events does not tell that there is none."""
+    leads = await connection.fetchval(
+        """
+        SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND (classid::bigint << 32 | objid::bigint) = $1)
+        """,
+        advisory_key("kit.bus.relay"),
+    )
+    if leads:
+        return ok("relay", "member", "A relay of member is active.")
+    said = "No relay of member is active: events of sales would wait, and reports stand still."
+    return warning(
+        "relay", "member", said, "Start `python -m member relay`, or read its log: one that cannot reach the bus gives up its turn."
+    )
 
 
 def _server_of(url: str) -> tuple[str, ...]:
