@@ -106,8 +106,8 @@ def restore(
         )
     if recovers and owner is None and os.geteuid() == 0:
         raise CannotBackUp(
-            "PostgreSQL does not run as root, so nothing can be recovered here: restore as the user that it runs as (`postgres`; in its image"
-            " 999), or with --leave-recovery, and give the folder to that user."
+            "PostgreSQL does not run as root, so nothing can be recovered here: restore as the user that it runs as (`postgres`; 999 in its"
+            " image), or with --leave-recovery, and give the folder to that user."
         )
     fresh = folder.with_name(folder.name + ".restoring")
     shutil.rmtree(fresh, ignore_errors=True)

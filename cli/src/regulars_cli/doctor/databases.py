@@ -196,7 +196,8 @@ async def _connections(connection: RawConnection, name: str) -> Finding:
 async def _archiver(connection: RawConnection, name: str) -> Finding:
     row = await connection.fetchrow(
         """
-        SELECT current_setting('archive_mode') AS mode, EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1) AS is_kept, a.failed_count, a.last_failed_time, a.last_archived_time,
+        SELECT current_setting('archive_mode') AS mode, a.failed_count, a.last_failed_time, a.last_archived_time,
+            EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1) AS is_kept,
             clock_timestamp() - a.last_archived_time AS age, a.last_failed_time > coalesce(a.last_archived_time, '-infinity') AS failing
         FROM pg_stat_archiver AS a
         """,
