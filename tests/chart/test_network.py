@@ -158,6 +158,20 @@ def test_external_servers_are_reached_at_their_ports_by_those_who_use_them() -> 
     }
 
 
+@pytest.mark.parametrize("service", ["member", "gateway"])
+def test_the_example_of_a_database_lets_in_those_who_use_it_and_no_others(service: str) -> None:
+    text = (CHART.parent / "examples" / "cloudnative-pg.yaml").read_text(encoding="utf-8")
+    policy = next(
+        each["spec"] for each in resources_in(text) if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == f"regulars-{service}"
+    )
+    rule = next(rule for rule in policy["ingress"] if rule["ports"] == [{"protocol": "TCP", "port": 5432}])
+    components, own = (peer["podSelector"] for peer in rule["from"])
+    assert own == policy["podSelector"] == {"matchLabels": {"cnpg.io/cluster": f"regulars-{service}"}}
+    assert components["matchLabels"]["app.kubernetes.io/name"] == "regulars"
+    users = {f"{name}-{part}" for (name, part), has in parts().items() if name == service and "database" in has["uses"]}
+    assert set(components["matchExpressions"][0]["values"]) == users | {"migrate", "operator"}
+
+
 def test_a_command_at_set_times_reaches_what_it_names_and_nothing_else() -> None:
     found = edges(resources("jobs"))
     assert {(edge.target, edge.port) for edge in found if edge.source == "job-reconcile"} == {("gateway-serve", 8600)}
