@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -179,6 +181,36 @@ async def test_a_level_is_changed_for_a_while() -> None:
         # No library tells more than before.
         assert logging.getLogger("asyncpg").level == logging.NOTSET
     assert (bus.level, root.level) == (logging.NOTSET, logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    "name, is_known",
+    [
+        ("kit", True),
+        ("kit.bus", True),
+        ("kit.bus.kafka.subscription", True),
+        ("kit.nothing", False),
+        ("kit.bus.relay.py", False),
+        ("kit..bus", False),
+        ("kit.../etc", False),
+        ("gateway.lanes", False),
+        ("asyncpg", False),
+    ],
+)
+def test_a_logger_of_a_part_of_the_program_is_known_though_it_is_not_loaded(name: str, is_known: bool) -> None:  # noqa: FBT001
+    # In a process of its own, which has loaded next to nothing.
+    code = (
+        "import asyncio, sys\n"
+        "from kit.telemetry import LoggerUnknown, LogLevels\n"
+        "async def act():\n"
+        "    try: LogLevels(('kit', 'member')).change('debug', sys.argv[1], 9)\n"
+        "    except LoggerUnknown: return 'unknown'\n"
+        "    assert 'kit.bus' not in sys.modules\n"
+        "    return 'known'\n"
+        "print(asyncio.run(act()))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code, name], check=True, capture_output=True, text=True).stdout
+    assert said == ("known\n" if is_known else "unknown\n")
 
 
 async def test_a_level_goes_back_by_itself() -> None:

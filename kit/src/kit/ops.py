@@ -41,6 +41,8 @@ HEAD_LIMIT = 16 * 1024
 MOST_CONNECTIONS = 64
 TICK_SECONDS = 0.5
 LONGEST_MINUTES = 240
+# Where a service's package is not called as it is.
+_PACKAGES = {"backup": "regulars_cli"}
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ async def operated(service: str, part: str, settings: OpsSettings) -> AsyncItera
         SettingsInvalid: an address or a rule of sampling that is none.
         CannotListen: another process has the port.
     """
-    health, levels = Health(), LogLevels(("kit", service))
+    health, levels = Health(), LogLevels(("kit", _PACKAGES.get(service, service)))
     host, port = address_of(settings.listen) if settings.listen else ("", 0)
     async with tracing.recording(service, part, settings.otlp_endpoint, settings.trace_sampling):
         ticking = asyncio.create_task(_tick())

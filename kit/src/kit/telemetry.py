@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -178,10 +179,10 @@ class LogLevels:
         """Has `logger` and what is below it log from `level` on, for `seconds`; with an empty name, the whole program.
 
         Raises:
-            LoggerUnknown: nothing of that name logs.
+            LoggerUnknown: nothing of that name logs, nor would if it were loaded.
         """
         names = self._roots if not logger else (logger,)
-        if logger and not (logger in logging.root.manager.loggerDict and logger.split(".", 1)[0] in self._roots):
+        if logger and not (logger.split(".", 1)[0] in self._roots and (logger in logging.root.manager.loggerDict or _is_module(logger))):
             raise LoggerUnknown
         loop = asyncio.get_running_loop()
         for name in names:
@@ -207,3 +208,15 @@ class LogLevels:
     def _restore(self, name: str) -> None:
         del self._changed[name]
         logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def _is_module(name: str) -> bool:
+    """Whether a module has that name, loaded or not: a level may be set for what is loaded later, and each part loads what it needs.
+
+    Its package's folder is looked into; to ask the import system would load the packages above it.
+    """
+    root, *below = name.split(".")
+    if not all(part.isidentifier() for part in below):
+        return False
+    places = (Path(folder).joinpath(*below) for folder in getattr(sys.modules.get(root), "__path__", ()))
+    return any(place.is_dir() or place.with_name(f"{place.name}.py").is_file() for place in places)
