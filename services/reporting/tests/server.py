@@ -12,7 +12,8 @@ from tempfile import NamedTemporaryFile
 from typing import cast
 from urllib.parse import parse_qsl, urlsplit
 
-import chdb
+from chdb.state import connect
+from chdb.state.sqlitelike import Connection
 
 # What speaks of the transport and is no setting of a query.
 _OF_TRANSPORT = {
@@ -64,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _run(self, parameters: dict[str, str], body: bytes) -> bytes:
-        connection = chdb.connect(str(cast("_Server", self.server).folder))
+        connection = connect(str(cast("_Server", self.server).folder))
         try:
             if "database" in parameters:
                 connection.query(f"USE {parameters['database']}")
@@ -80,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _insert(self, connection: "chdb.state.sqlitelike.Connection", head: str, block: bytes) -> bytes:
+    def _insert(self, connection: Connection, head: str, block: bytes) -> bytes:
         """The engine takes a block from a file only."""
         with NamedTemporaryFile(suffix=".native") as file:
             file.write(block)
