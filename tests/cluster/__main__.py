@@ -40,6 +40,7 @@ async def _run(parsed: argparse.Namespace) -> int:
         "install": scenario.install,
         "memory": scenario.weigh,
         "sell": scenario.sell,
+        "doctor": scenario.ask_the_doctor,
         "network": scenario.try_forbidden_edges,
         "upgrade": scenario.upgrade,
         "rollback": scenario.roll_back,

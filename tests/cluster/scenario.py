@@ -188,6 +188,13 @@ class Scenario:
         await self._agree()
         return "\n".join([*(seconds[part] for part in WORK), sold.line()])
 
+    async def ask_the_doctor(self) -> str:
+        """`regulars doctor`, from the operators' pod: it reaches everything, and finds nothing that fails."""
+        said = await self.cluster.kubectl("exec", f"deploy/{RELEASE}-operator", "--", "regulars", "doctor", check=False)
+        # 1: warnings, such as that a trial has no backup.
+        self._require(said.code in (0, 1), f"the doctor says: {said.out}{said.err}")
+        return said.out.strip().splitlines()[-1]
+
     async def try_forbidden_edges(self) -> str:
         """Connections that no registry allows are refused, and those that one allows are not."""
         services = {
