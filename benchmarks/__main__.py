@@ -96,27 +96,9 @@ class Bench:
     async def _load(self, system: System, name: str, members: list[str], clients: int, *, rate: int = 0) -> dict[str, Any]:
         await system.settle()
         self._runs += 1
-        job = {
-            "host": "127.0.0.1",
-            "port": system.port,
-            "key": system.up["till_key"],
-            "store_id": system.up["store_id"],
-            "till_id": system.up["till_id"],
-            "sold_at": SystemClock().now().isoformat(),
-            "members": members,
-            "clients": clients,
-            "seconds": self.seconds,
-            "rate": rate,
-            "prefix": f"bench-{self._runs}",
-            "seed": self._runs,
-        }
         before = system.cpu_seconds()
-        generator = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.load", cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        printed, _ = await generator.communicate(json.dumps(job).encode())
+        result = await system.sell(members, clients=clients, seconds=self.seconds, rate=rate, prefix=f"bench-{self._runs}", seed=self._runs)
         after = system.cpu_seconds()
-        result: dict[str, Any] = json.loads(printed)
         answered = sum(result["statuses"].values())
         used = {name: (after[name] - before.get(name, 0.0)) / answered * 1e6 for name in after} | {
             "load": result["cpu_seconds"] / answered * 1e6

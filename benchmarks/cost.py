@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -157,28 +156,12 @@ class Cost:
     async def _load(self, system: System, buyers: list[str], *, clients: int, rate: int = 0, seconds: int = 0) -> dict[str, Any]:
         """Sales through the public API until all of them are in the reports; CPU by part of the system."""
         self._runs += 1
-        job = {
-            "host": "127.0.0.1",
-            "port": system.port,
-            "key": system.up["till_key"],
-            "store_id": system.up["store_id"],
-            "till_id": system.up["till_id"],
-            "sold_at": SystemClock().now().isoformat(),
-            "members": buyers,
-            "clients": clients,
-            "seconds": seconds or self.seconds,
-            "rate": rate,
-            "prefix": f"cost-{self._runs}",
-            "seed": self._runs,
-        }
         before = cpu_by_part(system)
-        generator = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.load", cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        result = await system.sell(
+            buyers, clients=clients, seconds=seconds or self.seconds, rate=rate, prefix=f"cost-{self._runs}", seed=self._runs
         )
-        printed, _ = await generator.communicate(json.dumps(job).encode())
         await _until_idle(system)
         after = cpu_by_part(system)
-        result: dict[str, Any] = json.loads(printed)
         sales = result["statuses"].get("201", 0)
         if result["statuses"] != {"201": sales}:
             raise RuntimeError(f"Not every sale was recorded: {result['statuses']}")

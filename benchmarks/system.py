@@ -1,5 +1,6 @@
 """The system under measurement: started as `make up` starts it, in a folder of its own, and asked for what it uses."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,6 +20,7 @@ from urllib.parse import quote
 import asyncpg
 import psutil
 
+from kit.clock import SystemClock
 from kit.ids import uuid7
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -144,6 +146,29 @@ class System:
             await connection.execute("VACUUM ANALYZE")
             await connection.execute("CHECKPOINT")
             await connection.close()
+
+    async def sell(self, members: list[str], *, clients: int, seconds: int, rate: int = 0, prefix: str, seed: int) -> dict[str, Any]:
+        """What the generator of load, in a process of its own, says of sales to these members; `rate` 0: as fast as they are answered."""
+        job = {
+            "host": "127.0.0.1",
+            "port": self.port,
+            "key": self.up["till_key"],
+            "store_id": self.up["store_id"],
+            "till_id": self.up["till_id"],
+            "sold_at": SystemClock().now().isoformat(),
+            "members": members,
+            "clients": clients,
+            "seconds": seconds,
+            "rate": rate,
+            "prefix": prefix,
+            "seed": seed,
+        }
+        generator = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.load", cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        printed, _ = await generator.communicate(json.dumps(job).encode())
+        said: dict[str, Any] = json.loads(printed)
+        return said
 
     def pgbench(self, seconds: int) -> float:
         """Transactions per second of pgbench's TPC-B, scale 20, 16 clients, over the same server's socket."""

@@ -6,9 +6,6 @@ before it was committed, until the answer that shows it has come: it is never le
 """
 
 import asyncio
-import json
-import subprocess
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +14,7 @@ import httpx
 
 from benchmarks.events.ours import percentiles
 from benchmarks.events.sizes import Sizes
-from benchmarks.system import REPOSITORY, System
+from benchmarks.system import System
 from kit.clock import SystemClock
 
 CLIENTS = 64
@@ -35,14 +32,14 @@ async def measure(system: System, *, members: int, closed_seconds: int, open_sec
         reports = Reports(client, system)
         await sizes.note("before")
         async with sizes.watched("full load"):
-            closed = await _load(system, ids, "closed", closed_seconds, 0)
+            closed = await system.sell(ids, clients=CLIENTS, seconds=closed_seconds, rate=0, prefix="bench-closed", seed=1)
         drained = await _until_all_visible(system, reports)
         await sizes.note("full load is visible")
         rate = int(closed["rate"] / 2)
         probing = asyncio.create_task(reports.probe(open_seconds))
         before = system.cpu_seconds()
         async with sizes.watched("half load"):
-            half = await _load(system, ids, "half", open_seconds, rate)
+            half = await system.sell(ids, clients=CLIENTS, seconds=open_seconds, rate=rate, prefix="bench-half", seed=1)
         after = system.cpu_seconds()
         seen = await probing
         await _until_all_visible(system, reports)
@@ -117,29 +114,6 @@ class Reports:
             raise RuntimeError(answer.text)
         rows: list[list[Any]] = answer.json()["rows"]
         return rows
-
-
-async def _load(system: System, members: list[str], name: str, seconds: int, rate: int) -> dict[str, Any]:
-    job = {
-        "host": "127.0.0.1",
-        "port": system.port,
-        "key": system.up["till_key"],
-        "store_id": system.up["store_id"],
-        "till_id": system.up["till_id"],
-        "sold_at": SystemClock().now().isoformat(),
-        "members": members,
-        "clients": CLIENTS,
-        "seconds": seconds,
-        "rate": rate,
-        "prefix": f"bench-{name}",
-        "seed": 1,
-    }
-    generator = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.load", cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    printed, _ = await generator.communicate(json.dumps(job).encode())
-    result: dict[str, Any] = json.loads(printed)
-    return result
 
 
 async def _until_all_visible(system: System, reports: Reports) -> float:
