@@ -60,7 +60,7 @@ class Label:
     def declare(self, names: Iterable[str]) -> None:
         """Makes names known. Beyond the limit they are `other`."""
         for name in names:
-            if len(self._known) < self.limit and _NAME.fullmatch(name):
+            if name not in self._known and len(self._known) < self.limit and _NAME.fullmatch(name):
                 self._known.add(name)
 
     def value(self, given: object) -> str:
