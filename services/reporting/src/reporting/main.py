@@ -64,7 +64,7 @@ class CannotStart(Exception):
 class Parts:
     """What a subcommand does, in this order; the last two at once until it is told to stop."""
 
-    await_migrated_seconds: float = 0.0
+    await_migrated_seconds: float | None = None
     migrate: bool = False
     serve: bool = False
     consume: bool = False
@@ -124,7 +124,7 @@ async def run(parts: Parts, storage: StorageSettings) -> None:
 
 async def _prepare(parts: Parts, clickhouse: ClickHouse) -> None:
     """Does what has an end."""
-    if parts.await_migrated_seconds:
+    if parts.await_migrated_seconds is not None:
         await _await_migrated(clickhouse, parts.await_migrated_seconds)
         return
     await _answers(clickhouse)
