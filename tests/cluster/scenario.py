@@ -112,32 +112,29 @@ class Scenario:
 
     async def delete_pods(self) -> str:
         """A pod of every part is deleted under load, one after the other, as when nodes are emptied."""
-        lines = []
-        for part in PARTS:
-            async with self._selling(8) as sold:
-                await sold.more(60)
-                victim = (await self.cluster.pods(part, ready=True))[0]
-                await self.cluster.kubectl("delete", "pod", victim, "--wait=true")
-                await until(self.cluster.is_settled, f"{part} is whole again", 120)
-                await sold.more(60)
+        seen = await self._lose_each("--wait=true")
+        for sold in seen.values():
             self._require_none_failed(sold)
-            lines.append(f"{part}: {sold.line()}")
-        await self._agree()
-        return "\n".join(lines)
+        return "\n".join(f"{part}: {sold.line()}" for part, sold in seen.items())
 
     async def kill_pods(self) -> str:
         """A pod of every part is deleted by force under load, with no time to finish; nothing is lost or doubled."""
-        lines = []
+        seen = await self._lose_each("--force", "--grace-period=0")
+        return "\n".join(f"{part}: {sold.line()}" for part, sold in seen.items())
+
+    async def _lose_each(self, *how: str) -> dict[str, Sold]:
+        """What tills saw while a pod of each part was deleted in that way; in the end the reports have every sale."""
+        seen = {}
         for part in PARTS:
             async with self._selling(8) as sold:
                 await sold.more(60)
                 victim = (await self.cluster.pods(part, ready=True))[0]
-                await self.cluster.kubectl("delete", "pod", victim, "--force", "--grace-period=0")
+                await self.cluster.kubectl("delete", "pod", victim, *how)
                 await until(self.cluster.is_settled, f"{part} is whole again", 120)
                 await sold.more(60)
-            lines.append(f"{part}: {sold.line()}")
+            seen[part] = sold
         await self._agree()
-        return "\n".join(lines)
+        return seen
 
     async def kill_backends(self) -> str:
         """Kafka, ClickHouse and PostgreSQL are deleted in turn under load: sales go on without the first two."""
