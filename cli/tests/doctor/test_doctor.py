@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import shutil
 import signal
@@ -245,6 +246,21 @@ def test_a_database_of_another_release_is_told_from_one_of_this(
     assert ("migrations", "member") not in wrong(found_in(asked(MEMBER_DATABASE_URL=url)))
     run("DROP TABLE alembic_version", url) if revision is None else run("UPDATE alembic_version SET version_num = $1", url, revision)
     assert wrong(found_in(asked(MEMBER_DATABASE_URL=url)))["migrations", "member"] == status
+
+
+def test_a_database_whose_service_is_not_installed_is_looked_at_but_for_its_newest_revision(
+    make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_database()
+    asyncio.run(migrate(url, "gateway:migrations"))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *given: None if name == "gateway" else find_spec(name, *given))
+    findings = found_in(asked(GATEWAY_DATABASE_URL=url))
+    assert wrong(findings).keys() == {("archiver", "gateway"), ("backup", "postgres")}
+    (said,) = [each.sentence for each in findings if each.check == "migrations"]
+    assert said == "The database gateway is at revision 0001; `gateway`, which would know its newest, is not installed here."
+    run("DROP TABLE alembic_version", url)
+    assert wrong(found_in(asked(GATEWAY_DATABASE_URL=url)))["migrations", "gateway"] == "failed"
 
 
 @pytest.mark.parametrize("ahead, status", [(0.4, None), (2.0, "warning"), (-2.0, "warning"), (60.0, "failed"), (-3600.0, "failed")])

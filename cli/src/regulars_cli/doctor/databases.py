@@ -109,17 +109,20 @@ def reason(error: BaseException) -> str:
 
 
 async def _migrations(connection: RawConnection, database: Database) -> Finding:
-    newest = newest_revision(database.migrations)
     found: str | None = None
     if await connection.fetchval("SELECT to_regclass('alembic_version')") is not None:
         found = await connection.fetchval("SELECT version_num FROM alembic_version")
-    if found is None or found < newest:
-        return failed(
-            "migrations",
-            database.name,
-            f"The database {database.name} is at revision {found or 'none'}, behind this release ({newest}).",
-            f"Run `{database.migrate}`; in a cluster, see why the migration's job did not end.",
-        )
+    advice = f"Run `{database.migrate}`; in a cluster, see why the migration's job did not end."
+    if found is None:
+        return failed("migrations", database.name, f"The database {database.name} was never migrated.", advice)
+    try:
+        newest = newest_revision(database.migrations)
+    except LookupError:
+        why = f"`{database.name}`, which would know its newest, is not installed here"
+        return ok("migrations", database.name, f"The database {database.name} is at revision {found}; {why}.")
+    if found < newest:
+        said = f"The database {database.name} is at revision {found}, behind this release ({newest})."
+        return failed("migrations", database.name, said, advice)
     if found > newest:
         return warning(
             "migrations",
