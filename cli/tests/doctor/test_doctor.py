@@ -32,10 +32,12 @@ from regulars_cli.access import VAR
 from regulars_cli.backup.archive import Backup, Covered, lsn_text, write_json
 from regulars_cli.backup.stores import Folder
 from regulars_cli.doctor import databases
+from regulars_cli.doctor.bus import TESTED_KAFKA
 from regulars_cli.doctor.command import examine, not_checked
 from regulars_cli.doctor.findings import Finding, exit_code
 from regulars_cli.doctor.surroundings import Surroundings, find_surroundings
 from regulars_cli.main import main
+from regulars_cli.up.kafka import VERSION, LocalKafka
 from regulars_cli.up.postgres import EmbeddedPostgres
 from tests.integration.system import System, running_system, wait_until
 
@@ -309,6 +311,32 @@ def test_topics_are_held_against_those_that_the_installation_was_made_with(bus: 
 
     assert topics_wrong() == {"member.sale.v1", "member.points.v1", "member.member.v1"}
     assert topics_wrong(REGULARS_TOPICS=str(made)) == set()
+
+
+@pytest.mark.timeout(120)
+def test_the_brokers_of_kafka_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalKafka(tmp_path / "kafka") as broker:
+        settings = asked(BUS_URL=f"kafka://{broker.bootstrap}")
+        on_bus(settings.get("BUS_URL"), lambda opened: opened.create_topics(all_specs(TOPICS)))
+        findings = found_in(settings)
+        assert wrong(findings).keys() == {("lag", "reporting"), ("backup", "postgres")}
+        (said,) = [each.sentence for each in findings if (each.check, each.subject) == ("version", "kafka")]
+        assert said == f"Kafka {TESTED_KAFKA} carries the events."
+        assert VERSION.startswith(f"{TESTED_KAFKA}.")
+        monkeypatch.setattr("regulars_cli.doctor.bus.LEAST_KAFKA", "4.9")
+        assert wrong(found_in(settings))["version", "kafka"] == "warning"
+
+
+def test_a_bus_on_a_server_of_its_own_is_looked_at_as_a_server_too(member_database: str, bus: str, reachable_path: Path) -> None:
+    def servers(bus_url: str) -> set[tuple[str, str]]:
+        findings = found_in(asked(MEMBER_DATABASE_URL=member_database, BUS_URL=bus_url))
+        return {(each.check, each.subject) for each in findings if each.check == "clock" or each.subject.startswith("postgresql of ")}
+
+    of_member = {("version", "postgresql of member"), ("clock", "PostgreSQL of member")}
+    assert servers(bus) == of_member
+    with EmbeddedPostgres(reachable_path / "data", settings={"max_connections": "20"}) as server:
+        asyncio.run(migrate(server.url(), "kit.bus:migrations"))
+        assert servers(server.url()) == of_member | {("version", "postgresql of bus"), ("clock", "PostgreSQL of bus")}
 
 
 def test_a_group_that_nobody_reads_for_and_dead_letters_are_told_of(bus: str) -> None:

@@ -1,6 +1,7 @@
 """What the bus promises, whichever backend carries it: nothing lost, every effect once, those of a key in order."""
 
 import asyncio
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -62,6 +63,10 @@ async def test_a_message_arrives_as_it_was_recorded(world: World) -> None:
     again = descriptor_pb2.FieldDescriptorProto.FromString(message.payload).SerializeToString()
     assert descriptor_pb2.FieldDescriptorProto.FromString(again) == descriptor_pb2.FieldDescriptorProto.FromString(payload)
     assert b"new" in again
+
+
+async def test_the_release_of_the_servers_is_said(world: World) -> None:
+    assert re.fullmatch(r"\d+\.\d+( or later)?", await world.bus.release())
 
 
 async def test_an_empty_trace_and_payload_arrive_too(world: World) -> None:

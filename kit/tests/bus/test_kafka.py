@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -30,6 +31,7 @@ from kit.bus.interface import Bus, BusUnavailable, EventTooLarge, Message, Parti
 from kit.bus.kafka import KafkaBus, client, publishing
 from kit.bus.kafka import subscription as subscriptions
 from kit.bus.kafka.client import client_options
+from kit.bus.kafka.releases import level_in, release_of
 from kit.bus.kafka.subscription import KafkaSubscription
 from kit.ids import uuid7
 from kit.outbox import Event
@@ -184,6 +186,22 @@ async def test_an_event_is_a_cloud_event_in_binary_mode(kafka_bootstrap: str, bu
         ("ce_time", b"2026-03-01T12:00:05.678901+00:00"),
         ("traceparent", TRACE.encode()),
     )
+
+
+@pytest.mark.parametrize(
+    "tagged, release",
+    [
+        (b"\2\x11metadata.version\0\7\0\x1b\0", "4.1"),
+        (b"\3\x0egroup.version\0\1\0\1\0\x11metadata.version\0\1\0\x15\0", "3.9"),
+        (b"\2\x11metadata.version\0\7\0\x63\0", "4.2 or later"),
+        (b"\2\x0egroup.version\0\1\0\1\0", ""),
+        (b"\1", ""),
+        (None, ""),
+    ],
+)
+def test_a_release_is_known_by_the_newest_metadata_that_a_broker_supports(tagged: bytes | None, release: str) -> None:
+    answer = SimpleNamespace(tags={} if tagged is None else {0: tagged})
+    assert release_of(level_in(answer)) == release
 
 
 async def test_a_record_of_somebody_else_arrives_as_far_as_it_says_what_it_is(kafka_bootstrap: str, bus: Bus, topic: str) -> None:

@@ -14,6 +14,8 @@ from regulars_cli.doctor.findings import Finding, failed, ok, warning
 from regulars_cli.doctor.surroundings import Surroundings, without_secrets
 
 BUS_SECONDS = 30.0
+# As Kafka says it, one digit each.
+LEAST_KAFKA, TESTED_KAFKA = "4.0", "4.1"
 LAG_WARNS, LAG_FAILS = 1_000, 100_000
 CLIENT_NAME = "regulars-doctor"
 
@@ -39,6 +41,9 @@ async def check_bus(around: Surroundings) -> list[Finding]:
     try:
         async with asyncio.timeout(BUS_SECONDS), bus:
             found = [ok("address", "bus", f"{what} at {where} answers.")]
+            if not is_over_postgres(settings):
+                # The server of a database is looked at with the databases.
+                found.append(await _version(bus))
             found += await _topics(bus, topics)
             for group in sorted({consumer for topic in topics for consumer in topic.consumers}):
                 found.append(await _lag(bus, group, topics))
@@ -47,6 +52,17 @@ async def check_bus(around: Surroundings) -> list[Finding]:
     except (BusUnavailable, TimeoutError) as error:
         said = f"{what} at {where} does not answer ({type(error.__cause__ or error).__name__})."
         return [failed("address", "bus", said, "Start it, or correct BUS_URL. Sales go on; reports show what was taken in before.")]
+
+
+async def _version(bus: Bus) -> Finding:
+    release = await bus.release()
+    if not release:
+        said = f"The brokers do not say which release of Kafka they are; releases are tested with {TESTED_KAFKA}."
+        return ok("version", "kafka", said)
+    if release < LEAST_KAFKA:
+        said = f"Kafka {release} carries the events; releases are tested with {TESTED_KAFKA}."
+        return warning("version", "kafka", said, f"Upgrade the brokers to {LEAST_KAFKA} or later when it suits.")
+    return ok("version", "kafka", f"Kafka {release} carries the events.")
 
 
 async def _topics(bus: Bus, topics: Sequence[Topic]) -> list[Finding]:

@@ -170,6 +170,9 @@ class Bus(Protocol):
     async def __aexit__(self, *_: object) -> None:
         """Lets everything go."""
 
+    async def release(self) -> str:
+        """The release of the servers that carry it, of several the oldest, such as `4.1`; empty where they do not say."""
+
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         """Creates those that are missing, and brings the retention of the others to what is said here.
 

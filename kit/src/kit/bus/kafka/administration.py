@@ -24,6 +24,7 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 
 from kit.bus.interface import GroupIsActive, PartitionLag, PartitionState, TopicDiffers, TopicPartition, TopicSpec
 from kit.bus.kafka.client import CALL_SECONDS, end, unavailable_as
+from kit.bus.kafka.releases import Question, level_in, release_of
 
 _RETENTION = "retention.ms"
 _MIN_REPLICAS = "min.insync.replicas"
@@ -50,6 +51,17 @@ class Administration:
         """Every topic that is not Kafka's own, with how many partitions it has."""
         async with self._admin("list topics") as admin:
             return _counts(await admin.describe_topics())
+
+    async def release(self) -> str:
+        """See `kit.bus.interface.Bus`."""
+        async with self._admin("ask for the release") as admin:
+            brokers = [broker["node_id"] for broker in (await admin.describe_cluster())["brokers"]]
+            try:
+                # On a connection of the broker's own each, by the only way that the client has to ask a certain one.
+                answers = [await admin._client.send(number, Question()) for number in brokers]  # noqa: SLF001
+            except NotImplementedError:
+                return ""
+        return release_of(min((level_in(answer) for answer in answers), default=0))
 
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         """See `kit.bus.interface.Bus`."""

@@ -45,6 +45,9 @@ class KafkaBus:
     async def __aexit__(self, *_: object) -> None:
         await self._publisher.close()
 
+    async def release(self) -> str:
+        return await self._administration.release()
+
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         await self._administration.create_topics(topics)
 

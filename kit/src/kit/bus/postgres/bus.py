@@ -114,6 +114,12 @@ class PostgresBus:
                 await self._announce_now()
         await self._link.close()
 
+    async def release(self) -> str:
+        """See `kit.bus.interface.Bus`."""
+        async with self._link.use("ask for the release") as connection:
+            version: str = await connection.fetchval("SHOW server_version")
+        return version.partition(" ")[0]
+
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         """See `kit.bus.interface.Bus`."""
         async with self._link.use("create topics") as connection, connection.transaction():
