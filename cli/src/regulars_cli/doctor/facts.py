@@ -4,10 +4,10 @@ import asyncio
 import importlib.util
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
+from regulars_cli.clickhouse import ClickHouse, Refused
 from regulars_cli.doctor.databases import skew
 from regulars_cli.doctor.findings import Finding, failed, ok, warning
 from regulars_cli.doctor.surroundings import Surroundings, without_secrets
@@ -26,7 +26,7 @@ async def check_facts(around: Surroundings) -> list[Finding]:
     where = without_secrets(url)
     try:
         async with asyncio.timeout(3 * SECONDS), httpx.AsyncClient(timeout=SECONDS, trust_env=False) as http:
-            ask = _Questions(http, url, around.get("CLICKHOUSE_PASSWORD_FILE"))
+            ask = ClickHouse(http, url, around.get("CLICKHOUSE_PASSWORD_FILE"))
             before = around.clock.now()
             ((now,),) = await ask("SELECT toUnixTimestamp64Micro(now64(6))")
             after = around.clock.now()
@@ -46,34 +46,7 @@ async def check_facts(around: Surroundings) -> list[Finding]:
         return [failed("address", "clickhouse", said, "Correct user, password or database in CLICKHOUSE_URL.")]
 
 
-class Refused(Exception):
-    """ClickHouse answered with an error; its number, no text, which may hold values."""
-
-
-class _Questions:
-    """Asks over HTTP, so that the command needs no driver."""
-
-    def __init__(self, http: httpx.AsyncClient, url: str, password_file: str) -> None:
-        parts = urlsplit(url)
-        given = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        self._http = http
-        self._url = f"{parts.scheme}://{parts.hostname}:{parts.port or (8443 if parts.scheme == 'https' else 8123)}/"
-        self._parameters = {"database": parts.path.strip("/") or given.get("database", "default")}
-        self._auth = (
-            parts.username or "default",
-            Path(password_file).read_text("utf-8").strip() if password_file else parts.password or "",
-        )
-
-    async def __call__(self, statement: str) -> list[list[str]]:
-        # Not by GET: a server logs the addresses that it is asked by.
-        answer = await self._http.post(self._url, params=self._parameters, content=statement, auth=self._auth)
-        if not answer.is_success:
-            code = answer.headers.get("X-ClickHouse-Exception-Code", "")
-            raise Refused(f"{answer.status_code}{f', code {code}' if code else ''}")
-        return [line.split("\t") for line in answer.text.splitlines()]
-
-
-async def _version(ask: _Questions) -> Finding:
+async def _version(ask: ClickHouse) -> Finding:
     ((text,),) = await ask("SELECT version()")
     major, minor, *_ = (int(part) for part in text.split(".")[:2])
     if (major, minor) < LEAST:
@@ -82,7 +55,7 @@ async def _version(ask: _Questions) -> Finding:
     return ok("version", "clickhouse", f"ClickHouse {text} keeps the facts.")
 
 
-async def _migrations(ask: _Questions) -> Finding:
+async def _migrations(ask: ClickHouse) -> Finding:
     newest = newest_migration()
     ((is_there,),) = await ask("EXISTS TABLE migrations")
     done = [row[0] for row in await ask("SELECT DISTINCT name FROM migrations ORDER BY name")] if is_there == "1" else []
@@ -106,7 +79,7 @@ def newest_migration() -> str | None:
     return max(path.stem for path in (Path(home.submodule_search_locations[0]) / "migrations").glob("*.sql"))
 
 
-async def _disks(ask: _Questions) -> list[Finding]:
+async def _disks(ask: ClickHouse) -> list[Finding]:
     found = []
     for name, free, total in await ask("SELECT name, free_space, total_space FROM system.disks"):
         if not 0 < int(total) < 2**62:
