@@ -1,18 +1,22 @@
 """Backups of a real PostgreSQL, restored as of moments, with deaths at every line of taking them."""
 
 import asyncio
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from math import inf
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import asyncpg
@@ -27,6 +31,7 @@ from regulars_cli.backup.archive import (
     Backup,
     Contents,
     Covered,
+    Part,
     Segment,
     Verified,
     lsn_text,
@@ -38,7 +43,7 @@ from regulars_cli.backup.archive import (
 from regulars_cli.backup.bases import take_base_backup
 from regulars_cli.backup.checking import Fault, prunable, verify
 from regulars_cli.backup.following import Watched
-from regulars_cli.backup.restoring import Owner, plan, restore
+from regulars_cli.backup.restoring import Owner, Plan, plan, restore
 from regulars_cli.backup.sealing import Opener, Sealer, new_identity
 from regulars_cli.backup.servers import Server, facts_of
 from regulars_cli.backup.stores import Folder, Store, Stored
@@ -390,6 +395,30 @@ def test_what_could_be_lost_is_told_by_what_can_be_restored() -> None:
     watched.asks.clear()
     watched.see(contents(2, 3, until=CLOCK.now() - hour))
     assert watched.could_be_lost_seconds() == 3600
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "base/link"])
+def test_a_base_backup_writes_nothing_but_files_of_its_folder(tmp_path: Path, name: str) -> None:
+    store, identity, packed = Folder(tmp_path / "backups"), tmp_path / "identity.txt", io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = tarfile.SYMTYPE if name == "base/link" else tarfile.REGTYPE, "/"
+        tar.addfile(member)
+    # More than anything between reader and writer holds.
+    content = [packed.getvalue(), Random(1).randbytes(20_000_000)]
+    stored, size, digest = Sealer([new_identity(identity)]).put(store, "base/20261122T091500Z/base.tar", content)
+    backup = Backup(
+        format=1, id="20261122T091500Z", system_identifier="1", started_at=CLOCK.now(), ended_at=CLOCK.now(), timeline=1,
+        segment_bytes=16 * 1024 * 1024, start_lsn="0/2000028", end_lsn="0/2000100", server_version="18.0", release="0",
+        parts=[Part(stored, size, digest)],
+    )  # fmt: skip
+    target = tmp_path / "within" / "data"
+    with pytest.raises(CannotBackUp, match="no file or folder of a data folder") as raised:
+        restore(store, Plan(backup, [], None, CLOCK.now()), Opener(identity), target, Server(NOWHERE), CLOCK, print, recovers=False)
+    assert not list(tmp_path.glob("within/*"))
+    # The command can end, also while it tells where it broke.
+    assert raised.tb is not None
+    assert not [thread for thread in threading.enumerate() if thread.name == "sealing"]
 
 
 def test_a_slot_that_is_made_anew_is_warned_of(server: Server, store: Folder, caplog: pytest.LogCaptureFixture) -> None:

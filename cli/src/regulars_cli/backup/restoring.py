@@ -15,10 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -131,7 +132,8 @@ def _make(
     backup = chosen.backup
     say(f"Fetching the base backup {backup.id} ({backup.size / 1e6:,.0f} MB).")
     base = next(part for part in backup.parts if "/base.tar" in part.name)
-    _unpack(opener.get(store, base.name, base.sha256), fresh)
+    with closing(opener.get(store, base.name, base.sha256)) as pieces:
+        _unpack(pieces, fresh)
     _verify(fresh, backup)
     # A server that keeps its socket in its data folder has the socket's lock there too, which says that it runs.
     for lock in fresh.glob(".s.PGSQL.*"):
@@ -162,11 +164,11 @@ def _set_aside(folder: Path, clock: Clock) -> Path | None:
 
 
 def _unpack(pieces: Iterator[bytes], folder: Path) -> None:
-    """A tar as it comes. Raises SealBroken when it is not whole."""
+    """A tar as it comes, written by whoever restores. Raises SealBroken when it is not whole, or holds what is in no data folder."""
     try:
         with tarfile.open(fileobj=_File(pieces), mode="r|", bufsize=PIECE_BYTES) as tar:  # type: ignore[call-overload]  # reading is all it needs
-            # The filter lets only files and folders through, none of them outside the folder.
-            tar.extractall(folder, filter=_as_is)  # noqa: S202
+            for member in tar:
+                _take_out(tar, member, folder)
     except tarfile.TarError as error:
         raise SealBroken("The base backup is damaged: it does not unpack.") from error
     # What follows the end of the tar: its checksum is compared when all was read.
@@ -174,12 +176,19 @@ def _unpack(pieces: Iterator[bytes], folder: Path) -> None:
         pass
 
 
-def _as_is(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Only what belongs into a data folder: files, folders, and links of tablespaces; its owner is whoever restores."""
-    member.uid, member.gid, member.uname, member.gname = os.geteuid(), os.getegid(), "", ""
-    if member.isfile() or member.isdir():
-        return tarfile.data_filter(member, folder).replace(mode=0o700 if member.isdir() else 0o600, deep=False)
-    raise SealBroken(f"The base backup holds {member.name}, which is neither file nor folder.")
+def _take_out(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Only files and folders belong into a data folder, and none outside of it; for the server's user alone."""
+    name = PurePosixPath(member.name)
+    content = tar.extractfile(member) if member.isfile() else None
+    if name.is_absolute() or ".." in name.parts or (content is None and not member.isdir()):
+        raise SealBroken(f"The base backup holds {member.name}, which is no file or folder of a data folder.")
+    path = folder / name
+    if content is None:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        shutil.copyfileobj(content, file, PIECE_BYTES)
 
 
 class _File:
@@ -253,8 +262,8 @@ def _fetch_wal(store: Store, wal: Sequence[Segment], backup: Backup, opener: Ope
 
     def fetch(segment: Segment) -> None:
         path = folder / segment_name(segment.timeline, segment.number, backup.segment_bytes)
-        with path.open("wb") as file:
-            file.writelines(opener.get(store, segment.object.name))
+        with path.open("wb") as file, closing(opener.get(store, segment.object.name)) as pieces:
+            file.writelines(pieces)
         if path.stat().st_size != backup.segment_bytes:
             raise SealBroken(f"{segment.object.name} is damaged: it has not the size of a segment.")
 

@@ -7,7 +7,7 @@ recipients only, which are public keys; the identity that opens is needed for a 
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -86,8 +86,10 @@ class Opener:
         """An object as it is stored, unopened. Raises SealBroken after the last piece if it is not what was stored."""
         return _compared(store.get(name), sha256, name)
 
-    def get(self, store: Store, name: str, sha256: str | None = None) -> Iterator[bytes]:
+    def get(self, store: Store, name: str, sha256: str | None = None) -> Generator[bytes]:
         """The content of an object, compared with what was stored where `sha256` is given: an error may come after the last piece.
+
+        Who may not read all of it closes it: a thread of it waits else for ever for somebody to read on, and the process for the thread.
 
         Raises:
             ObjectMissing: there is none.
@@ -148,7 +150,7 @@ def _compressed(content: Iterable[bytes]) -> Iterator[bytes]:
     yield compressor.flush()
 
 
-def _decompressed(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
+def _decompressed(pieces: Iterable[bytes], name: str) -> Generator[bytes]:
     opened = ZstdDecompressor()
     try:
         for piece in pieces:
