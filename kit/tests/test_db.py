@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -16,8 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kit import db, metrics
 from kit.db import (
     ConnectionLost,
+    DatabaseClosed,
     DatabaseIsNewer,
+    DatabaseMissing,
     Migrated,
+    NotMigrated,
     answers,
     create_engine,
     current_revision,
@@ -27,6 +31,7 @@ from kit.db import (
     raw,
     reading,
     transaction,
+    wait_until_migrated,
     wait_until_ready,
 )
 
@@ -335,3 +340,46 @@ async def test_a_busy_pool_answers_and_a_database_that_is_away_does_not(url: str
     await engine.dispose()
     nowhere = create_engine("postgresql://nobody@127.0.0.1:1/nowhere", 1)
     assert await answers(nowhere) == "away"
+
+
+@pytest.mark.parametrize(
+    "close, reopen, reason",
+    [
+        ('ALTER DATABASE "{}" ALLOW_CONNECTIONS false', 'ALTER DATABASE "{}" ALLOW_CONNECTIONS true', DatabaseClosed),
+        ('ALTER DATABASE "{}" RENAME TO "{}_aside"', 'ALTER DATABASE "{}_aside" RENAME TO "{}"', DatabaseMissing),
+        ('ALTER DATABASE "{}" CONNECTION LIMIT 0', 'ALTER DATABASE "{}" CONNECTION LIMIT -1', DBAPIError),
+    ],
+)
+async def test_a_database_that_its_server_lets_nobody_into_is_away(
+    url: str, postgres_url: str, close: str, reopen: str, reason: type[Exception]
+) -> None:
+    name = urlsplit(url).path[1:]
+    aside = await asyncpg.connect(postgres_url)
+    # No limit holds a superuser back.
+    await aside.execute(f'CREATE ROLE "{name}" LOGIN')
+    engine = create_engine(url.replace("//postgres@", f"//{name}@"), 1)
+    try:
+        await aside.execute(close.format(name, name))
+        with pytest.raises(reason) as refused:
+            await marks(engine)
+        assert may_retry(refused.value)
+        assert await answers(engine) == "away"
+        await aside.execute(reopen.format(name, name))
+        assert await answers(engine) == ""
+    finally:
+        await engine.dispose()
+        await aside.execute(f'DROP ROLE "{name}"')
+        await aside.close()
+
+
+async def test_whom_a_server_does_not_know_need_not_wait(url: str) -> None:
+    engine = create_engine(url.replace("//postgres@", "//no_such_role@"), 1)
+    with pytest.raises(DBAPIError, match="no_such_role") as refused:
+        await marks(engine)
+    assert not may_retry(refused.value)
+    await engine.dispose()
+
+
+async def test_a_database_that_is_not_made_yet_is_waited_for(url: str) -> None:
+    with pytest.raises(NotMigrated, match="does not answer \\(DatabaseMissing\\)"):
+        await wait_until_migrated(url.replace("/test_", "/later_"), "kit.bus:migrations", 0)

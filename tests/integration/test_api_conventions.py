@@ -1,10 +1,13 @@
 """The conventions that hold for every route: operations, problems, keys, lists, traces, health, and nobody's name in a log."""
 
+import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 import schemathesis
@@ -394,6 +397,54 @@ def test_without_the_member_service_the_gateway_stays_and_says_when_to_come_back
     wait_until(system.is_whole, "member is back")
     assert till.api.ask("POST", "/v1/sales", sale).status_code == 201
     assert len([each for each in till.api.items("/v1/sales") if each["operation_id"] == sale["operation_id"]]) == 1
+
+
+@contextmanager
+def closed(system: System, database: str) -> Iterator[None]:
+    """Within the block the server answers, and lets nobody into the database."""
+
+    def run(*statements: str) -> None:
+        async def act() -> None:
+            connection = await asyncpg.connect(host=str(system.postgres_socket.parent), user="postgres", database="template1")
+            for statement in statements:
+                await connection.execute(statement)
+            await connection.close()
+
+        asyncio.run(act())
+
+    run(
+        f"ALTER DATABASE {database} ALLOW_CONNECTIONS false",
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
+    )
+    try:
+        yield
+    finally:
+        run(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+
+
+@pytest.mark.own_system
+def test_a_database_that_lets_nobody_in_is_one_that_is_away(system: System, till: Till, admin: Api) -> None:
+    def refused(answers: Sequence[httpx.Response], code: str) -> None:
+        assert [(answer.status_code, problem(answer)["code"]) for answer in answers] == [(503, code)] * len(answers)
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
+
+    sale, store = till.sale(), {"operation_id": uuid7(), **STORE, "code": "S950"}
+    with closed(system, "member"), ThreadPoolExecutor(4) as several:
+        asked = [
+            several.submit(till.api.ask, "POST", "/v1/sales", sale),
+            several.submit(till.api.ask, "POST", "/v1/members", {"operation_id": uuid7()}),
+            several.submit(till.api.ask, "GET", "/v1/sales"),
+        ]
+        refused([future.result() for future in asked], "member_unavailable")
+    wait_until(lambda: till.api.ask("POST", "/v1/sales", sale).status_code == 201, "the sale is recorded")
+    assert len([each for each in till.api.items("/v1/sales") if each["operation_id"] == sale["operation_id"]]) == 1
+    with closed(system, "gateway"):
+        refused([admin.ask("POST", "/v1/stores", store)], "gateway_database_unavailable")
+        answer = httpx.get(f"{system.url}/readyz", trust_env=False)
+        assert (answer.status_code, answer.json()["dependencies"]["database"]) == (503, "away")
+        assert till.api.ask("POST", "/v1/sales", till.sale()).status_code == 201, "who is known may sell"
+    wait_until(system.is_whole, "the gateway's database is back")
+    assert admin.ask("POST", "/v1/stores", store).status_code == 201
 
 
 @pytest.mark.own_system

@@ -72,6 +72,14 @@ class ConnectionLost(ConnectionError):
     """The connection to the database ended inside a transaction."""
 
 
+class DatabaseClosed(ConnectionError):
+    """The server answers, and lets nobody into the database now."""
+
+
+class DatabaseMissing(ConnectionError):
+    """The server answers, and has no such database: it is being restored, was not made yet, or is named wrongly."""
+
+
 class DatabaseIsNewer(Exception):
     """The database was migrated by a newer release than this one, which must not write to it."""
 
@@ -154,10 +162,9 @@ async def answers(engine: AsyncEngine) -> str:
 
 async def connect(url: str, *, application_name: str, settings: Mapping[str, str] | None = None) -> RawConnection:
     """A connection outside any pool, for what belongs to a session: a lock that it holds, `LISTEN`, `settings` of the server's."""
-    return await asyncpg.connect(
-        url.replace("postgresql+asyncpg://", "postgresql://", 1),
-        timeout=CONNECT_SECONDS,
-        server_settings={
+    return await open_connection(
+        url,
+        {
             "application_name": application_name,
             "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
             # Short statements with known plans: compiling them costs more than it saves.
@@ -166,6 +173,21 @@ async def connect(url: str, *, application_name: str, settings: Mapping[str, str
             **(settings or {}),
         },
     )
+
+
+async def open_connection(url: str, settings: Mapping[str, str], *, command_timeout: float | None = None) -> RawConnection:
+    """A connection with these settings of the server's and no others.
+
+    Raises DatabaseClosed or DatabaseMissing where these codes mean that, which in a transaction mean a fault of the statement. Whom the
+    server does not know, or the database does not let in for want of a right, is told so by asyncpg: no waiting mends that.
+    """
+    url = url.replace("postgresql+asyncpg://", "postgresql://", 1)
+    try:
+        return await asyncpg.connect(url, timeout=CONNECT_SECONDS, command_timeout=command_timeout, server_settings=dict(settings))
+    except asyncpg.ObjectNotInPrerequisiteStateError as error:
+        raise DatabaseClosed from error
+    except asyncpg.InvalidCatalogNameError as error:
+        raise DatabaseMissing from error
 
 
 def _connector(url: str, application_name: str) -> Callable[[], Awaitable[RawConnection]]:
@@ -259,6 +281,8 @@ def raw(connection: AsyncConnection) -> RawConnection:
 def may_retry(error: BaseException) -> bool:
     """Whether a transaction failed for a reason of the moment: a connection or a lock not had, a deadlock, a full disk, a server restart.
 
+    A connection that a database refuses to everybody (DatabaseClosed, DatabaseMissing, too many of them) is such a reason too.
+
     After a lost connection it is not known whether the commit happened: only what carries an operation id may be tried again.
     """
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
@@ -344,8 +368,7 @@ async def wait_until_migrated(url: str, script_location: str, wait_seconds: floa
             try:
                 found, reason = await current_revision(engine), ""
             except Exception as error:
-                # 3D000: the database is made by whoever makes the server.
-                if not may_retry(error) and getattr(error, "sqlstate", None) != "3D000":
+                if not may_retry(error):
                     raise
                 reason = type(error).__name__
             if found is not None and found >= needed:

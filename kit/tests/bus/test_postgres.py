@@ -528,7 +528,7 @@ async def cuttable(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
 async def test_a_cut_line_is_noticed_and_mends_itself(url: str, bus: PostgresBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kit.bus.postgres.bus.REQUEST_SECONDS", 0.5)
     monkeypatch.setattr(subscriptions, "REQUEST_SECONDS", 0.5)
-    monkeypatch.setattr("kit.bus.postgres.link.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("kit.db.CONNECT_SECONDS", 0.5)
     key = uuid7()
     async with AsyncExitStack() as stack:
         through, whole = await stack.enter_async_context(cuttable(url))

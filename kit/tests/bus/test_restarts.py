@@ -147,3 +147,44 @@ async def test_every_session_may_be_ended_again_and_again(world: World, server: 
     for connection in ending:
         await connection.close()
     await world.assert_all_once_and_in_order(group)
+
+
+CLOSED = ("ALTER DATABASE postgres ALLOW_CONNECTIONS false", "ALTER DATABASE postgres ALLOW_CONNECTIONS true")
+AWAY_WHILE_RESTORED = ("ALTER DATABASE postgres RENAME TO aside", "ALTER DATABASE aside RENAME TO postgres")
+
+
+@pytest.mark.parametrize("server", ["postgres"], indirect=True)
+@pytest.mark.parametrize("close, reopen", [CLOSED, AWAY_WHILE_RESTORED])
+async def test_a_database_of_the_bus_that_its_server_lets_nobody_into_is_waited_for(
+    world: World, server: EmbeddedPostgres, close: str, reopen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, group = await world.new_topic(), world.new_group()
+    keys = [uuid7() for _ in range(10)]
+    aside = await asyncpg.connect(server.url().replace("/postgres?", "/template1?"))
+    end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ('postgres', 'aside')"
+
+    async def is_closed() -> bool:
+        await aside.execute(end_all)
+        try:
+            await aside.execute(close)
+        except asyncpg.ObjectInUseError:
+            # One of them came back between the two statements.
+            return False
+        await aside.execute(end_all)
+        return True
+
+    async with world.relaying() as relay, world.consuming(group, [topic]) as consuming:
+        await world.record(topic, keys)
+        relay.nudge()
+        await world.until_done(group, 10)
+        await until(is_closed, "the database is closed")
+        await world.record(topic, keys)
+        relay.nudge()
+        await until(lambda: relay.state().is_bus_away, "the relay finds it away")
+        await until(lambda: any(record.message.startswith("the bus is away") for record in caplog.records), "the consumer finds it away")
+        assert not consuming.done()
+        assert all(hasattr(record, "error") for record in caplog.records if record.message.startswith("the bus is away"))
+        await aside.execute(reopen)
+        await world.until_done(group, 20)
+    await aside.close()
+    await world.assert_all_once_and_in_order(group)

@@ -180,10 +180,11 @@ class _Consumer:
         while True:
             try:
                 answer = await ask()
-            except BusUnavailable:
+            except BusUnavailable as away:
                 CONSUMER_BUS_AWAY.of(self.letters.group).set(1)
                 if not asked:
-                    _log.warning("the bus is away; consuming waits", extra={"group": self.letters.group})
+                    about = {"group": self.letters.group, "error": type(away.__cause__ or away).__name__}
+                    _log.warning("the bus is away; consuming waits", extra=about)
                 asked += 1
                 await wait_at_most(self.stop, pause)
                 if self.stop.is_set():

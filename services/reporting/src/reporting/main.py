@@ -239,10 +239,11 @@ async def _consume(clickhouse: ClickHouse, handler: FactsHandler, stopping: asyn
                     max_messages=MAX_MESSAGES,
                     gather_seconds=GATHER_SECONDS,
                 )
-        except BusUnavailable:
+        except BusUnavailable as away:
             CONSUMER_BUS_AWAY.of(GROUP).set(1)
             if not is_away:
-                log.warning("the bus is away; no facts come in until it is back")
+                about = {"group": GROUP, "error": type(away.__cause__ or away).__name__}
+                log.warning("the bus is away; no facts come in until it is back", extra=about)
             is_away = True
             await wait_at_most(stopping, BUS_PAUSE_SECONDS)
         except TooManyDeadLetters as stopped:

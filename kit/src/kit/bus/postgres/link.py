@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 
 from kit.bus.interface import BusUnavailable
-from kit.db import CONNECT_SECONDS, RawConnection, may_retry
+from kit.db import RawConnection, may_retry, open_connection
 
 # Beyond what `kit.db` holds for transient: a statement cancelled by its time or an operator, and a server that only reads while its
 # role changes. Nothing that the bus asks for is harmed by asking again.
@@ -50,7 +50,7 @@ class Link:
         durable: bool = True,
         prepare: Callable[[RawConnection], Awaitable[None]] | None = None,
     ) -> None:
-        self._url = url.replace("postgresql+asyncpg://", "postgresql://", 1)
+        self._url = url
         self._settings = {**_SERVER_SETTINGS, "application_name": name, **({} if durable else {"synchronous_commit": "off"})}
         self._timeout_seconds = timeout_seconds
         self._prepare = prepare
@@ -92,9 +92,7 @@ class Link:
     async def _open(self) -> RawConnection:
         if self._connection is None or self._connection.is_closed():
             self._connection = None
-            connection = await asyncpg.connect(
-                self._url, timeout=CONNECT_SECONDS, command_timeout=self._timeout_seconds, server_settings=self._settings
-            )
+            connection = await open_connection(self._url, self._settings, command_timeout=self._timeout_seconds)
             try:
                 await connection.execute(_BOUND_TRANSACTIONS)
                 if self._prepare is not None:
