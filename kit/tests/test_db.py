@@ -377,6 +377,7 @@ async def test_whom_a_server_does_not_know_need_not_wait(url: str) -> None:
     with pytest.raises(DBAPIError, match="no_such_role") as refused:
         await marks(engine)
     assert not may_retry(refused.value)
+    assert await answers(engine) == "DBAPIError"
     await engine.dispose()
 
 

@@ -440,6 +440,8 @@ def test_a_database_that_lets_nobody_in_is_one_that_is_away(system: System, till
     assert len([each for each in till.api.items("/v1/sales") if each["operation_id"] == sale["operation_id"]]) == 1
     with closed(system, "gateway"):
         refused([admin.ask("POST", "/v1/stores", store)], "gateway_database_unavailable")
+        # Until its last answer is of a while ago.
+        wait_until(lambda: not system.is_whole(), "the gateway is not ready")
         answer = httpx.get(f"{system.url}/readyz", trust_env=False)
         assert (answer.status_code, answer.json()["dependencies"]["database"]) == (503, "away")
         assert till.api.ask("POST", "/v1/sales", till.sale()).status_code == 201, "who is known may sell"

@@ -5,11 +5,10 @@ import asyncio
 import msgspec
 from fastapi import APIRouter, Response
 
-from gateway.directory import DATABASE_FAULTS
 from gateway.http import Answer
 from gateway.openapi import gives
 from gateway.services import GatewayServices
-from kit.db import raw, reading
+from kit.db import answers
 
 router = APIRouter(tags=["Health"])
 
@@ -39,7 +38,7 @@ _not_ready = gives(Readiness, 503, "The gateway's own database is away, or the g
 @router.get("/readyz", summary="Ready?", responses=gives(Readiness) | _not_ready)
 async def readyz(services: GatewayServices) -> Response:
     """Fails only on the gateway's own database, and before a stop: another service that is away must not take every gateway out."""
-    database = await _database_answers(services)
+    database = not await answers(services.engine)
     member, reporting = await asyncio.gather(services.member.is_serving(), services.reporting.is_serving())
     dependencies = {"database": _said(database), "member": _said(member), "reporting": _said(reporting)}
     ready = database and not services.health.is_draining
@@ -49,12 +48,3 @@ async def readyz(services: GatewayServices) -> Response:
 
 def _said(answers: bool) -> str:  # noqa: FBT001
     return "ok" if answers else "away"
-
-
-async def _database_answers(services: GatewayServices) -> bool:
-    try:
-        async with reading(services.engine) as connection:
-            await raw(connection).execute("SELECT 1", timeout=2)
-    except DATABASE_FAULTS:
-        return False
-    return True
