@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.check_chart import CHART, RenderFailed, render
+from scripts.check_chart import CHART, RenderFailed, pod_of, render, resources_in
 
+DIGEST = f"sha256:{'0' * 63}1"
 TRIAL, PRIVATE, CLOUD = "values-trial.yaml", "values-private.yaml", "values-cloud.yaml"
 
 
@@ -22,6 +23,7 @@ NO_CPU = {**part("gateway", "serve", resources={"requests": {"cpu": None}}), "pa
 NO_LIMIT = {**part("member", "serve", resources={"limits": {"memory": None}}), "partDefaults": {"resources": {"limits": {"memory": None}}}}
 
 IMPOSSIBLE: list[tuple[str, Mapping[str, Any], str]] = [
+    (TRIAL, {"image": {"digests": {"gatway": DIGEST}}}, "image.digests.gatway is of no image: there are cli, gateway, member, reporting."),
     (TRIAL, {"trial": {"kafka": {"enabled": False}}}, "Events have no bus: set kafka.brokers"),
     (TRIAL, {"kafka": {"brokers": ["kafka:9092"]}}, "kafka.brokers and trial.kafka.enabled name two buses"),
     (TRIAL, {"bus": {"kind": "postgresql"}}, "trial.kafka.enabled starts a Kafka that nothing uses"),
@@ -122,6 +124,7 @@ def test_what_cannot_be_meant_is_refused_with_its_sentence(profile: str, values:
     "values, place",
     [
         ({"servces": {}}, "servces"),
+        ({"image": {"digests": {"gateway": "25.8"}}}, "digests"),
         (part("member", "serve", replica=2), "replica"),
         (part("member", "serve", replicas="two"), "replicas"),
         (part("member", "serve", uses=["internet"]), "uses"),
@@ -161,3 +164,21 @@ def test_every_sentence_of_the_chart_is_tried() -> None:
 def _pieces(sentence: str) -> Iterator[str]:
     for literal in re.split(r"%[sd]", sentence):
         yield from (literal[at : at + 14] for at in range(len(literal) - 13))
+
+
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_images_are_pinned_by_their_digests_where_these_are_given(*, upgrade: bool) -> None:
+    """In parts, hooks, jobs and servers for trial alike."""
+    digests = {name: f"sha256:{number:064}" for number, name in enumerate(("gateway", "member", "reporting", "cli"))}
+    servers = {"postgresql": "postgres", "kafka": "apache/kafka", "clickhouse": "clickhouse/clickhouse-server"}
+    values = {
+        "image": {"registry": "registry.example.com", "digests": digests},
+        "trial": {name: {"image": f"{image}@{DIGEST}"} for name, image in servers.items()},
+        "backup": {"enabled": True, "to": "s3://backups/regulars"},
+        "cronJobs": {"nightly": {"schedule": "@daily"}},
+    }
+    pods = [pod for each in resources_in(render([TRIAL], values, upgrade=upgrade)) if (pod := pod_of(each))]
+    images = {container["image"] for pod in pods for container in (*pod.get("initContainers", ()), *pod["containers"])}
+    assert images == {f"registry.example.com/regulars/{name}@{digest}" for name, digest in digests.items()} | {
+        f"{image}@{DIGEST}" for image in servers.values()
+    }

@@ -24,7 +24,8 @@
 {{- define "regulars.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := $root.Values.image -}}
-{{- compact (list $image.registry $image.repository (index . 1)) | join "/" -}}:{{ include "regulars.version" $root }}
+{{- compact (list $image.registry $image.repository (index . 1)) | join "/" -}}
+{{- with get ($image.digests | default dict) (index . 1) -}}@{{ . }}{{- else -}}:{{ include "regulars.version" $root }}{{- end -}}
 {{- end -}}
 
 {{/* What selects the pods of a component, for ever: (list root component). */}}
