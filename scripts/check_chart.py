@@ -48,8 +48,8 @@ class RenderFailed(Exception):
     """Helm refused; the text is what it said."""
 
 
-def render(values: Sequence[str], settings: Mapping[str, Any] | None = None, *, upgrade: bool = False) -> str:
-    """What the chart gives for files of values of its own and for more values, in this order.
+def render(values: Sequence[str], settings: Mapping[str, Any] | None = None, *, upgrade: bool = False, cluster: str = "") -> str:
+    """What the chart gives for files of values of its own and for more values, in this order; `cluster`: an API server that it may ask.
 
     Raises:
         RenderFailed: Helm refused.
@@ -59,7 +59,10 @@ def render(values: Sequence[str], settings: Mapping[str, Any] | None = None, *, 
         more.flush()
         files = [word for name in (*(str(CHART / each) for each in values), more.name) for word in ("--values", name)]
         command = [HELM, "template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--kube-version", "1.34.0", *files]
-        done = subprocess.run([*command, *(["--is-upgrade"] if upgrade else [])], check=False, capture_output=True, text=True)
+        command += ["--is-upgrade"] if upgrade else []
+        command += ["--dry-run=server", "--kube-apiserver", cluster] if cluster else []
+        # No other cluster than this one.
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, "KUBECONFIG": os.devnull})
     if done.returncode:
         raise RenderFailed(done.stderr.strip())
     return done.stdout
