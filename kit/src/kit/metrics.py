@@ -228,6 +228,7 @@ DONE = Label("outcome", "what became of a message", ("done", "retried", "dead_le
 CHECK = Label("check", "wallets against their entries, or reports against the ledger", ("wallets", "reports"))
 STATEMENT = Label("kind", "what ClickHouse was asked", ("query", "insert"))
 TABLE = Label("table", "the table of facts", limit=20)
+DISK = Label("disk", "the disk, by ClickHouse's name", limit=8)
 SALE_OUTCOME = Label("outcome", "what the till was told", ("recorded", "replayed", "refused", "failed"))
 CURRENCY = Label("currency", "ISO 4217", sorted(CURRENCIES))
 MOVE = Label(
@@ -363,6 +364,10 @@ CLICKHOUSE_DURATION = _histogram(
     "clickhouse_duration_seconds", "How long ClickHouse took, with the wait for a connection.", STATEMENT, buckets=_LATENCY, parts=_FACTS
 )
 CLICKHOUSE_ERRORS = _counter("clickhouse_errors_total", "What it did not answer, or answered with an error.", STATEMENT, parts=_FACTS)
+CLICKHOUSE_DISK_FREE = _gauge(
+    "clickhouse_disk_free_bytes", "Room that is left on a disk that holds facts.", DISK, parts=(CONSUMER,), most=9
+)
+CLICKHOUSE_DISK_TOTAL = _gauge("clickhouse_disk_total_bytes", "Its size.", DISK, parts=(CONSUMER,), most=9)
 FACTS_INSERTED = _counter("facts_inserted_total", "Rows of facts inserted; one that comes again replaces itself.", TABLE, parts=_FACTS)
 
 # Live figures

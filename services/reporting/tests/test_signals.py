@@ -9,7 +9,9 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 from kit import metrics
 from kit.bus.interface import Bus
 from reporting import clickhouse as module
+from reporting import disks
 from reporting.clickhouse import ClickHouse, ClickHouseUnavailable
+from reporting.disks import look, watch_disks
 from reporting.facts.consumers import FactsHandler
 from reporting.native import block, rows_in
 from services.reporting.tests.contents import consume_all
@@ -44,6 +46,36 @@ async def test_errors_are_counted_by_what_was_asked(clickhouse: ClickHouse) -> N
     with pytest.raises(DatabaseError):
         await clickhouse.insert("no_such_table", ["v"], block({"v": "UInt64"}, {"v": [1]}))
     assert [value(metrics.CLICKHOUSE_ERRORS, kind) - old for kind, old in zip(("query", "insert"), before, strict=True)] == [1, 1]
+
+
+async def test_the_room_on_disks_with_facts_is_said(clickhouse: ClickHouse) -> None:
+    await clickhouse.query("SELECT 1")
+    await look(clickhouse)
+    said = {str(row[0]): int(row[1]) for row in await clickhouse.query("SELECT name, total_space FROM system.disks")}
+    assert {name: value(metrics.CLICKHOUSE_DISK_TOTAL, name) for name in said} == said
+    assert all(0 < value(metrics.CLICKHOUSE_DISK_FREE, name) <= total for name, total in said.items())
+
+
+async def test_a_look_at_disks_that_is_refused_is_said_once_and_made_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disks, "LOOK_SECONDS", 0.0)
+    asked, enough = 0, asyncio.Event()
+
+    class Refusing:
+        """No right to look there, or not there at all."""
+
+        async def query(self, _: str) -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 6:
+                enough.set()
+            raise ClickHouseUnavailable if asked % 2 else DatabaseError
+
+    watching = asyncio.create_task(watch_disks(Refusing()))  # type: ignore[arg-type]  # what it needs of a ClickHouse
+    await enough.wait()
+    watching.cancel()
+    assert [record.message for record in caplog.records] == ["the room on ClickHouse's disks cannot be read"]
 
 
 async def test_a_clickhouse_that_is_away_is_not_ready_and_one_that_is_busy_is(monkeypatch: pytest.MonkeyPatch) -> None:

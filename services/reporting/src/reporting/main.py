@@ -42,6 +42,7 @@ from reporting.clickhouse import (
     newest_migration,
     open_clickhouse,
 )
+from reporting.disks import watch_disks
 from reporting.facts.consumers import GATHER_SECONDS, GROUP, MAX_MESSAGES, TOPICS, FactsHandler
 from reporting.queries.operations import Freshness
 from reporting.settings import Settings, StorageSettings
@@ -143,9 +144,10 @@ async def _go_on(parts: Parts, storage: StorageSettings, clickhouse: ClickHouse,
     # Nobody sends work to what only consumes: it need not say beforehand that it goes.
     stopping = stop_when_told(health, drain_seconds if parts.serve else 0)
     handler = FactsHandler(clickhouse)
-    tasks = []
+    tasks, watching = [], []
     if parts.consume:
         tasks.append(asyncio.create_task(_consume(clickhouse, handler, stopping, health, serves=parts.serve)))
+        watching.append(asyncio.create_task(watch_disks(clickhouse)))
     if parts.serve:
         tasks.append(asyncio.create_task(_serve(clickhouse, handler, stopping, health, alone=not storage.clickhouse_url)))
     try:
@@ -153,7 +155,9 @@ async def _go_on(parts: Parts, storage: StorageSettings, clickhouse: ClickHouse,
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         stopping.set()
-        await asyncio.wait(tasks)
+        for task in watching:
+            task.cancel()
+        await asyncio.wait([*tasks, *watching])
     for task in tasks:
         task.result()
 
