@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": "regulars_cli.doctor.command",
     "backup": "regulars_cli.backup.command",
     "restore": "regulars_cli.restore",
+    "restore-facts": "regulars_cli.restore_facts",
     "definitions": "regulars_cli.definitions",
 }
 

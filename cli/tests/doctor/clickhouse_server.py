@@ -9,14 +9,14 @@ from reporting.clickhouse import ClickHouse, embedded, migrate
 from services.reporting.tests.server import serving
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, configuration: Path | None = None) -> None:
     """Serves until SIGTERM."""
 
     async def prepare() -> None:
         async with ClickHouse(embedded(folder, "reports"), 1) as clickhouse:
             await migrate(clickhouse)
 
-    with serving(folder) as url:
+    with serving(folder, configuration) as url:
         print(url, flush=True)
         asyncio.run(prepare())
         print("migrated", flush=True)
@@ -25,4 +25,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -30,6 +30,7 @@ from kit.keys import create_missing_keys
 from kit.settings import load
 from regulars_cli.access import VAR
 from regulars_cli.backup.archive import Backup, Covered, lsn_text, write_json
+from regulars_cli.backup.facts import FactsBackup
 from regulars_cli.backup.stores import Folder
 from regulars_cli.doctor import databases
 from regulars_cli.doctor.bus import TESTED_KAFKA
@@ -203,6 +204,21 @@ def test_base_backups_without_wal_and_of_before_a_failover_are_told_of(tmp_path:
     store.put("wal/00000002/000000020000000000000003.zst", [b""])
     write_json(store, "wal/00000002/covered.json", Covered(now, lsn_text(4 * size), 2))
     assert wrong(found_in(settings))["backup", "wal"] == "failed"
+
+
+def test_facts_that_are_no_longer_backed_up_are_told_of(tmp_path: Path) -> None:
+    now, store = SystemClock().now(), Folder(tmp_path / "backups")
+    settings = asked(REGULARS_URL="http://127.0.0.1:9", BACKUP_TO=store.place)
+    assert ("backup", "clickhouse") not in {(each.check, each.subject) for each in found_in(settings)}
+    for hours, status in ((30, "warning"), (25, "ok")):
+        taken = now - timedelta(hours=hours)
+        identity = taken.strftime("%Y%m%dT%H%M%SZ")
+        backup = FactsBackup(
+            format=1, id=identity, started_at=taken, ended_at=taken, release="0", server_version="25.8", database="reporting",
+            migration="0002_newest", disk="", files=1, size=1, positions=[],
+        )  # fmt: skip
+        write_json(store, f"facts/{identity}.json", backup)
+        assert {each.subject: each.status for each in found_in(settings) if each.check == "backup"}["clickhouse"] == status
 
 
 def test_a_relay_that_is_not_there_is_told_of_though_nothing_waits(member_database: str) -> None:

@@ -31,9 +31,9 @@ _OF_TRANSPORT = {
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, engine: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder = folder
+        self.engine = engine
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _run(self, parameters: dict[str, str], body: bytes) -> bytes:
-        connection = connect(str(cast("_Server", self.server).folder))
+        connection = connect(cast("_Server", self.server).engine)
         try:
             if "database" in parameters:
                 connection.query(f"USE {parameters['database']}")
@@ -91,9 +91,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """The URL of a server over the engine's folder, until the end of the block."""
-    server = _Server(folder)
+def serving(folder: Path, configuration: Path | None = None) -> Iterator[str]:
+    """The URL of a server over the engine's folder, until the end of the block; with a file of settings as a server has them."""
+    engine = f"{folder}?config-file={configuration}" if configuration else str(folder)
+    # What goes on by itself, as a backup does, goes on between two requests.
+    held = connect(engine)
+    server = _Server(engine)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -102,3 +105,4 @@ def serving(folder: Path) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+        held.close()

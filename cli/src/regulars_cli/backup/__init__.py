@@ -8,6 +8,8 @@ bases.py        taking a base backup
 wal.py          fetching WAL as it is written
 checking.py     proving that what is kept can be read; removing what is no longer needed
 restoring.py    a data folder out of a base backup and WAL, up to a moment
+facts.py        backups of the facts of reports as they are kept: those that are whole, which may go
+facts_taking.py, facts_restoring.py  what the ClickHouse server does itself, and from where on the bus to go on after it
 definitions.py  programmes, stores and tills as files that people can read
 command.py      `regulars backup …`, `regulars restore`, `regulars definitions …`
 """

@@ -38,7 +38,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Unproven:
-    """An object of which nothing could be proven. `is_passing`: it is being written, and the next look may be of another."""
+    """An object of which nothing could be proven. `is_passing`: it is not here, or being written, and the next look may be of another."""
 
     name: str
     sentence: str
@@ -139,10 +139,14 @@ def prunable(contents: Contents, keep: int, now: datetime) -> tuple[list[Backup]
         objects.append(Stored(f"base/{backup.id}/{BACKUP}", 0, backup.ended_at))
         objects += [Stored(part.name, part.size, backup.ended_at) for part in backup.parts]
     for identity, held in contents.unfinished.items():
-        began = datetime.strptime(identity + "+0000", "%Y%m%dT%H%M%SZ%z") if _ID.match(identity) else now
-        if now - began > UNFINISHED_AFTER:
+        if is_abandoned(identity, now):
             objects += held
     first = needed_from(kept)
     objects += [segment.object for segment in contents.segments if not is_needed(segment, first)]
     objects += spare_checksums(contents, first)
     return old, objects
+
+
+def is_abandoned(identity: str, now: datetime) -> bool:
+    """Whether a backup of that name, which is not whole, never will be."""
+    return bool(_ID.match(identity)) and now - datetime.strptime(identity + "+0000", "%Y%m%dT%H%M%SZ%z") > UNFINISHED_AFTER

@@ -1,4 +1,4 @@
-"""`regulars backup run|wal|list|verify|prune|keygen`.
+"""`regulars backup run|wal|facts|list|verify|prune|keygen`.
 
 Exit codes: 0 done; 1 could not be done, or what is kept is not as it should be; 2 wrong arguments.
 """
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from regulars_cli.backup.arguments import (
 )
 from regulars_cli.backup.bases import take_base_backup
 from regulars_cli.backup.checking import Fault, Unproven, prunable, verify
+from regulars_cli.backup.facts import DATA, FactsBackup, prunable_facts, read_facts, verify_facts
+from regulars_cli.backup.facts_taking import facts_and_bus, take_facts_backup
 from regulars_cli.backup.sealing import Sealer, new_identity
 from regulars_cli.backup.servers import Server, find_server
 from regulars_cli.backup.stores import Store
@@ -54,6 +57,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     wal.add_argument("--once", action="store_true", help="fetch what there is now, and end")
     wal.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
 
+    facts = _add(
+        actions,
+        "facts",
+        _facts,
+        "have a ClickHouse server back up the facts of reports",
+        writes=True,
+    )
+    facts.add_argument("--disk", metavar="NAME", default="", help="the disk of the server to write to, where PLACE is no bucket")
+    facts.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
+
     listed = _add(actions, "list", _list, "what can be restored")
     listed.add_argument("--json", action="store_true", help="for programs")
     listed.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
@@ -63,7 +76,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_identity(check)
     check.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
 
-    prune = _add(actions, "prune", _prune, "remove old base backups and the WAL that only they need")
+    prune = _add(actions, "prune", _prune, "remove old backups, and the WAL that only they need")
     prune.add_argument("--keep", type=_at_least_one, default=DEFAULT_KEEP, help="how many of the newest stay (default %(default)s)")
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     prune.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
@@ -134,12 +147,33 @@ def _wal(parsed: argparse.Namespace) -> int:
     return asyncio.run(follow(server, store, sealer, parsed.every))
 
 
+def _facts(parsed: argparse.Namespace) -> int:
+    store, noted, clock = store_of(parsed), noted_settings(parsed.var), SystemClock()
+    refuse_keys_beside(store)
+
+    async def act() -> FactsBackup:
+        async with facts_and_bus(noted, parsed.var) as (clickhouse, bus):
+            return await take_facts_backup(clickhouse, bus, store, parsed.disk, clock)
+
+    backup = asyncio.run(act())
+    note_place(parsed.var, store)
+    seconds = (backup.ended_at - backup.started_at).total_seconds()
+    print(f"{backup.id} is whole {_where(backup, store)}: the facts, {backup.size / 1e6:,.1f} MB in {seconds:.1f} s.")
+    return 0
+
+
+def _where(backup: FactsBackup, store: Store) -> str:
+    return f"on the disk {backup.disk} of ClickHouse" if backup.disk else f"in {store.place}"
+
+
 def _list(parsed: argparse.Namespace) -> int:
     store = store_of(parsed)
-    contents = read_contents(store)
+    contents, facts = read_contents(store), read_facts(store)
     if parsed.json:
-        print(json.dumps([_document(contents, backup) for backup in contents.backups], indent=2))
+        print(json.dumps([*map(_facts_document, facts), *(_document(contents, backup) for backup in contents.backups)], indent=2))
     else:
+        for each in facts:
+            print(f"{each.id}  {each.size / 1e6:,.1f} MB, facts of reports, {_where(each, store)}")
         for backup in contents.backups:
             reaches = contents.restorable_until(backup)
             gap = "; WAL is missing after that" if contents.gap_after(backup) is not None else ""
@@ -155,6 +189,7 @@ def _list(parsed: argparse.Namespace) -> int:
 
 def _document(contents: Contents, backup: Backup) -> dict[str, Any]:
     return {
+        "kind": "postgres",
         "id": backup.id,
         "bytes": backup.size,
         "restores_from": backup.ended_at.isoformat(),
@@ -166,15 +201,29 @@ def _document(contents: Contents, backup: Backup) -> dict[str, Any]:
     }
 
 
+def _facts_document(backup: FactsBackup) -> dict[str, Any]:
+    return {
+        "kind": "clickhouse",
+        "id": backup.id,
+        "bytes": backup.size,
+        "taken_at": backup.started_at.isoformat(),
+        "disk": backup.disk or None,
+        "server_version": backup.server_version,
+        "release": backup.release,
+        "revisions": {backup.database: backup.migration},
+    }
+
+
 def _verify(parsed: argparse.Namespace) -> int:
     store, opener = store_of(parsed), opener_of(parsed)
     contents = read_contents(store)
     backups = [each for each in contents.backups if parsed.backup in (None, each.id)]
-    if not backups:
+    facts = [each for each in read_facts(store) if parsed.backup in (None, each.id)]
+    if not backups and not facts:
         raise CannotBackUp(f"There is no {'base backup' if parsed.backup is None else parsed.backup} in {store.place}.")
     began = SystemClock().now()
     good = faults = passing = unproven = 0
-    for found in verify(store, contents, backups, opener):
+    for found in chain(verify(store, contents, backups, opener), verify_facts(store, facts)):
         match found:
             case Fault():
                 faults += 1
@@ -184,13 +233,14 @@ def _verify(parsed: argparse.Namespace) -> int:
                 print(found.sentence)
             case _:
                 good += 1
+    of_facts = f" and {len(facts)} backups of facts" if facts else ""
     print(
-        f"{good:,} objects of {len(backups)} base backups and their WAL are good, {faults:,} are not,"
+        f"{good:,} objects of {len(backups)} base backups and their WAL{of_facts} are good, {faults:,} are not,"
         f" {passing + unproven:,} were not verified."
     )
-    if not opener.can_open(backups[-1].parts[0].name):
+    if backups and not opener.can_open(backups[-1].parts[0].name):
         print("They are encrypted: they were compared with what was stored, and not opened. Give --identity to have them opened.")
-    if parsed.backup is None and not faults and not unproven:
+    if backups and parsed.backup is None and not faults and not unproven:
         _note_verified(store, Verified(began, len(backups), good))
     return 1 if faults or unproven else 0
 
@@ -204,13 +254,21 @@ def _note_verified(store: Store, verified: Verified) -> None:
 
 
 def _prune(parsed: argparse.Namespace) -> int:
-    store = store_of(parsed)
-    old, objects = prunable(read_contents(store), parsed.keep, SystemClock().now())
+    store, now = store_of(parsed), SystemClock().now()
+    old, objects = prunable(read_contents(store), parsed.keep, now)
+    old_facts, of_facts = prunable_facts(store, parsed.keep, now)
+    objects += of_facts
     if not parsed.dry_run:
         for each in objects:
             store.delete(each.name)
     done = "would be removed" if parsed.dry_run else "removed"
-    print(f"{len(old)} base backups and all in all {len(objects):,} objects, {sum(each.size for each in objects) / 1e6:,.1f} MB, {done}.")
+    print(
+        f"{len(old)} base backups, {len(old_facts)} backups of facts and all in all {len(objects):,} objects,"
+        f" {sum(each.size for each in objects) / 1e6:,.1f} MB, {done}."
+    )
+    for backup in old_facts:
+        if backup.disk:
+            print(f"On the disk {backup.disk} of ClickHouse only you can remove {DATA}{backup.id}.")
     return 0
 
 

@@ -17,6 +17,7 @@ from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
 from regulars_cli.backup import CannotBackUp
 from regulars_cli.backup.archive import VERIFIED, Contents, Covered, Verified, read_contents, read_json
+from regulars_cli.backup.facts import newest_facts
 from regulars_cli.backup.sealing import Sealer
 from regulars_cli.backup.servers import Server
 from regulars_cli.backup.stores import Store
@@ -24,7 +25,7 @@ from regulars_cli.backup.wal import Progress, fetch
 
 log = logging.getLogger(__name__)
 
-KIND = "postgres"
+KIND, FACTS = "postgres", "clickhouse"
 # How often the archive is looked into for base backups, which another process takes.
 LOOK_SECONDS = 60.0
 
@@ -115,12 +116,13 @@ class Watched:
 
 
 async def _look(store: Store, watched: Watched, stopping: asyncio.Event) -> None:
-    """Sees what the archive holds, every minute and whenever fetching began."""
+    """Sees what the archive holds, every minute and whenever fetching began. Backups of facts are told of where there are any."""
     while not stopping.is_set():
         watched.asks.clear()
         try:
             contents = await asyncio.to_thread(read_contents, store)
             verified = await asyncio.to_thread(read_json, store, VERIFIED, Verified)
+            facts = await asyncio.to_thread(newest_facts, store)
         except CannotBackUp as reason:
             log.warning("the archive cannot be read", extra={"reason": str(reason)})
         else:
@@ -129,6 +131,8 @@ async def _look(store: Store, watched: Watched, stopping: asyncio.Event) -> None
                 BACKUP_LAST_SUCCESS.of(KIND).set(newest.ended_at.timestamp())
             if verified is not None:
                 BACKUP_LAST_VERIFIED.of(KIND).set(verified.at.timestamp())
+            if facts is not None:
+                BACKUP_LAST_SUCCESS.of(FACTS).set(facts.ended_at.timestamp())
         await _wait(LOOK_SECONDS, watched.asks, stopping)
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from regulars_cli.backup import CannotBackUp
 
@@ -153,7 +153,7 @@ class Bucket:
         from obstore.store import S3Store  # noqa: PLC0415
 
         endpoint = environ.get("AWS_ENDPOINT_URL", "")
-        given: dict[str, Any] = {"region": environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
+        given: dict[str, Any] = {"region": _region(environ)}
         if endpoint:
             given["endpoint"] = endpoint
         for name in ("access_key_id", "secret_access_key", "session_token"):
@@ -232,6 +232,26 @@ class Bucket:
     def _said(self, name: str, done: str, error: Exception) -> str:
         """The library's own text quotes requests; the kind of the error says enough."""
         return f"{self._place}/{name} cannot be {done} ({type(error).__name__}): check the address, the keys and their rights."
+
+
+def address_for_others(place: str, environ: Mapping[str, str]) -> list[str]:
+    """What another program is told to reach `s3://bucket/prefix`: its URL, and the two keys, unless it has a role of its own.
+
+    Raises CannotBackUp for keys that only serve together with a token.
+    """
+    parts = urlsplit(place)
+    region = _region(environ)
+    # Amazon's in China are another cloud.
+    amazon = f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
+    url = f"{(environ.get('AWS_ENDPOINT_URL') or amazon).rstrip('/')}/{parts.netloc}{quote(parts.path)}"
+    keys = [_given(environ, "AWS_ACCESS_KEY_ID"), _given(environ, "AWS_SECRET_ACCESS_KEY")]
+    if _given(environ, "AWS_SESSION_TOKEN"):
+        raise CannotBackUp("ClickHouse cannot be handed AWS_SESSION_TOKEN: give its server a role of its own, or keys without a token.")
+    return [url, *keys] if all(keys) else [url]
+
+
+def _region(environ: Mapping[str, str]) -> str:
+    return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
 def _given(environ: Mapping[str, str], name: str) -> str:

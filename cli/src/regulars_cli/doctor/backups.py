@@ -6,6 +6,7 @@ from datetime import timedelta
 from regulars_cli.backup import CannotBackUp
 from regulars_cli.backup.archive import Contents, read_contents
 from regulars_cli.backup.arguments import instant, refuse_keys_beside
+from regulars_cli.backup.facts import FactsBackup, newest_facts
 from regulars_cli.backup.stores import open_store
 from regulars_cli.doctor.findings import Finding, failed, ok, warning
 from regulars_cli.doctor.surroundings import Surroundings
@@ -26,6 +27,7 @@ async def check_backups(around: Surroundings) -> list[Finding]:
     try:
         store = open_store(around.backup_to, around.environ)
         contents = await asyncio.to_thread(read_contents, store)
+        facts = await asyncio.to_thread(newest_facts, store)
     except CannotBackUp as reason:
         return [
             failed("backup", "postgres", f"The backups cannot be read: {reason}", "Correct BACKUP_TO and its keys, or mount the folder.")
@@ -33,6 +35,8 @@ async def check_backups(around: Surroundings) -> list[Finding]:
     found = [_newest(contents, around, store.place)]
     if contents.backups:
         found.append(_loss(contents, around))
+    if facts is not None:
+        found.append(_facts(facts, around))
     try:
         refuse_keys_beside(store)
     except CannotBackUp as reason:
@@ -54,6 +58,16 @@ def _newest(contents: Contents, around: Surroundings, place: str) -> Finding:
     if age > WARNS:
         return warning("backup", "postgres", f"{said}.", advice)
     return ok("backup", "postgres", f"{said}.")
+
+
+def _facts(newest: FactsBackup, around: Surroundings) -> Finding:
+    """They need not be, so an old one is no fault; but somebody wanted them."""
+    age = around.clock.now() - newest.ended_at
+    said = f"The newest backup of the facts is of {instant(newest.ended_at)}, {int(age.total_seconds() // 3600):,} hours ago."
+    if age > WARNS:
+        advice = "Run `regulars backup facts`, and see why the daily one did not; or remove them, for facts can be made anew."
+        return warning("backup", "clickhouse", said, advice)
+    return ok("backup", "clickhouse", said)
 
 
 def _loss(contents: Contents, around: Surroundings) -> Finding:
