@@ -192,6 +192,14 @@ def test_backups_reach_the_server_and_their_store_and_only_base_backups_the_gate
     assert reached_by("backup-wal") == {("postgresql", 5432), (OUTSIDE, 9000)}
     assert reached_by("backup-base") == {("postgresql", 5432), (OUTSIDE, 9000), ("gateway-serve", 8600)}
     assert reached_by("backup-verify") == reached_by("backup-prune") == {(OUTSIDE, 9000)}
+    assert reached_by("backup-facts") == {("clickhouse", 8123), ("kafka", 9092), (OUTSIDE, 9000)}
+
+
+def test_a_server_for_trial_that_backs_itself_up_reaches_the_store_and_nobody_else() -> None:
+    assert {edge for edge in edges(resources("backup")) if edge.source in SERVERS} == {Edge("clickhouse", OUTSIDE, 9000)}
+    found = cases()["backup"]
+    with_disk = {**found["set"], "backup": {**found["set"]["backup"], "facts": {"enabled": True, "disk": "backups"}}}
+    assert not [edge for edge in edges(resources_in(render(found["values"], with_disk))) if edge.source in SERVERS]
 
 
 @pytest.mark.parametrize("case", ["trial", "private", "cloud", "jobs", "backup", "trial-upgrade", "inline-upgrade"])

@@ -103,6 +103,12 @@ IMPOSSIBLE: list[tuple[str, Mapping[str, Any], str]] = [
     (TRIAL, {"backup": {"enabled": True}}, "backup.enabled needs backup.to, where backups go"),
     (TRIAL, {"backup": {"enabled": True, "to": "/backups"}}, "backup.to is a folder, which needs backup.volumeClaim"),
     (PRIVATE, {"backup": {"enabled": True, "to": "s3://a/b"}}, "backup.enabled needs backup.database.existingSecret"),
+    (TRIAL, {"backup": {"facts": {"enabled": True}}}, "backup.facts.enabled needs backup.enabled"),
+    (
+        TRIAL,
+        {"backup": {"enabled": True, "to": "/backups", "volumeClaim": "disk", "facts": {"enabled": True}}},
+        "backup.facts needs a bucket in backup.to, or backup.facts.disk",
+    ),
     (PRIVATE, {"cronJobs": {"nightly": {"image": "cli"}}}, "cronJobs.nightly needs a schedule"),
     (
         PRIVATE,

@@ -9,16 +9,29 @@
 {{- with .Values.backup -}}
 {{- if .enabled -}}
 {{- $common := include "regulars.backupJob" $ | fromYaml -}}
-{{- range list (dict "name" "backup-base" "schedule" .schedule "args" (list "backup" "run"))
-               (dict "name" "backup-verify" "schedule" .verifySchedule "args" (list "backup" "verify"))
-               (dict "name" "backup-prune" "schedule" .pruneSchedule "args" (list "backup" "prune" "--keep" (toString $.Values.backup.keep))) -}}
+{{- $acts := list
+    (dict "name" "backup-base" "schedule" .schedule "args" (list "backup" "run"))
+    (dict "name" "backup-verify" "schedule" .verifySchedule "args" (list "backup" "verify"))
+    (dict "name" "backup-prune" "schedule" .pruneSchedule "args" (list "backup" "prune" "--keep" (toString .keep)))
+-}}
+{{- if .facts.enabled -}}
+{{- $args := list "backup" "facts" -}}
+{{- with .facts.disk -}}
+{{- $args = concat $args (list "--disk" .) -}}
+{{- end -}}
+{{- $acts = append $acts (dict "name" "backup-facts" "schedule" .facts.schedule "args" $args) -}}
+{{- end -}}
+{{- range $acts -}}
 {{- $job := include "regulars.merge" (list $.Values.cronJobDefaults $common) | fromYaml -}}
 {{- $_ := set $job "schedule" .schedule -}}
 {{- $_ := set $job "args" .args -}}
 {{- if ne .name "backup-prune" -}}
 {{- $_ := set $job "activeDeadlineSeconds" $.Values.backup.activeDeadlineSeconds -}}
 {{- end -}}
-{{- if ne .name "backup-base" -}}
+{{- if eq .name "backup-facts" -}}
+{{- $_ := set $job "databases" (list "clickhouse") -}}
+{{- $_ := set $job "bus" true -}}
+{{- else if ne .name "backup-base" -}}
 {{- $_ := set $job "databases" list -}}
 {{- else if $.Values.backup.apiKeySecret -}}
 {{- $_ := set $job "api" true -}}
