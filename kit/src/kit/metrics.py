@@ -344,7 +344,7 @@ LEDGER_CHECKED = _gauge("ledger_checked_timestamp_seconds", "When the last whole
 
 KEPT = Label("kind", "what is backed up", ("postgres", "clickhouse"))
 BACKUP_LAST_SUCCESS = _gauge(
-    "backup_last_success_timestamp_seconds", "When the newest whole base backup was taken, as Unix time.", KEPT, parts=(BACKUP,)
+    "backup_last_success_timestamp_seconds", "When the newest whole backup was taken, as Unix time.", KEPT, parts=(BACKUP,)
 )
 BACKUP_LAST_RPO = _gauge(
     "backup_last_rpo_seconds",
