@@ -129,6 +129,38 @@ async def test_a_rebuild_gives_the_same_figures_from_either_source(
     assert await contents(clickhouse) == before
 
 
+async def test_a_report_that_still_reads_old_facts_holds_nothing_up(clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder) -> None:
+    events = a_history()
+    await bus.publish(events)
+    await consume_all(bus, FactsHandler(clickhouse))
+    asked, may_end = asyncio.Event(), asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await may_end.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n1\n")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    # A report over what another server has not yet told: it is at work for as long as the test wants.
+    report = asyncio.create_task(
+        clickhouse.query(
+            f"SELECT count() FROM sales CROSS JOIN url('http://{host}:{port}/', 'CSV', 'x UInt8') AS elsewhere", settings={"max_threads": 4}
+        )
+    )
+    await until(lambda: asked.is_set() or report.done(), "the report is at work")
+    done = await rebuilt(make(ledger_of(events)), "ledger")
+    assert (done.state, report.done()) == ("done", False)
+    assert await is_tidy(clickhouse)
+    may_end.set()
+    assert await report == [(40,)]
+    server.close()
+    await server.wait_closed()
+
+
 async def test_the_events_are_taken_while_the_bus_has_them_all(clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder) -> None:
     events = a_history()
     await bus.publish(events)
@@ -339,6 +371,35 @@ async def test_what_another_process_left_is_settled_once_that_is_taken_for_dead(
     assert latest.state == becomes
     assert await contents(clickhouse) == before
     assert await is_tidy(clickhouse)
+
+
+class Noted:
+    """Keeps what is noted of rebuilds, in the order of their versions."""
+
+    def __init__(self, clickhouse: ClickHouse) -> None:
+        self._clickhouse = clickhouse
+        self.states: dict[object, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clickhouse, name)
+
+    async def command(self, statement: str, parameters: Mapping[str, object] | None = None) -> None:
+        if parameters and "version" in parameters:
+            self.states[parameters["version"]] = str(parameters["state"])
+        await self._clickhouse.command(statement, parameters)
+
+
+async def test_progress_is_never_noted_over_a_newer_state(
+    clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else a process that dies while tables change places would be taken for one that had not begun to.
+    monkeypatch.setattr(operations, "SAVE_SECONDS", 0)
+    await bus.publish(a_history())
+    noted = Noted(clickhouse)
+    assert (await rebuilt(make(storage=noted))).state == "done"
+    states = [noted.states[version] for version in range(1, len(noted.states) + 1)]
+    assert states[0] == "running"
+    assert states == sorted(states, key=("running", "swapping", "done").index)
 
 
 class Stalled:

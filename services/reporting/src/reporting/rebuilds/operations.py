@@ -85,6 +85,7 @@ class _Job:
         # The next offset of each partition that is not in the new facts.
         self.offsets = offsets
         self.version = version
+        self.saving = asyncio.Lock()
 
 
 class NewTablesGone(Exception):
@@ -296,7 +297,8 @@ class Rebuilder:
         for table in REBUILT:
             for name in await self._comments(table):
                 if name.startswith(table + suffix):
-                    await self._clickhouse.command(f"DROP TABLE IF EXISTS {name} SYNC SETTINGS max_table_size_to_drop = 0")
+                    # SYNC would wait for each report that still reads it, and hold inserts up meanwhile. Its disk is free minutes later.
+                    await self._clickhouse.command(f"DROP TABLE IF EXISTS {name} SETTINGS max_table_size_to_drop = 0")
 
     async def _cut_off(self, job: _Job) -> None:
         await self._drop_new_tables(job.rebuild.id)
@@ -335,6 +337,11 @@ class Rebuilder:
 
     async def _save(self, job: _Job, state: str | None = None) -> None:
         """Notes how the job stands; it comes into a new state once that is noted."""
+        # One after the other: what is noted beside a change of state would have the older state as the newer one.
+        async with job.saving:
+            await self._save_alone(job, state)
+
+    async def _save_alone(self, job: _Job, state: str | None) -> None:
         rebuild = self._said(job)
         rebuild.changed_at = self._clock.now()
         job.version += 1
