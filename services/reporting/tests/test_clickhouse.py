@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,20 @@ async def test_a_cancelled_query_leaves_the_connection_usable(clickhouse: ClickH
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await asyncio.gather(*(clickhouse.query("SELECT 1") for _ in range(4))) == [[(1,)]] * 4
+
+
+async def test_a_query_that_fails_when_nobody_waits_any_more_is_no_error_of_the_loop(clickhouse: ClickHouse) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    task = asyncio.create_task(clickhouse.query("SELECT throwIf(sleep(0.2) = 0)"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    # As many as there are connections: the one that failed is free again.
+    assert await asyncio.gather(*(clickhouse.query("SELECT 1") for _ in range(4))) == [[(1,)]] * 4
+    gc.collect()
+    assert complaints == []
 
 
 HOLDER = """

@@ -124,9 +124,15 @@ class ClickHouse:
                 client = self._connect()
             return call(client)
 
+        def ended(running: asyncio.Future[T]) -> None:
+            connections.put_nowait(client)
+            # Whoever waited may be gone, and then nobody asks how it ended.
+            if not running.cancelled():
+                running.exception()
+
         # Whoever waits may be cancelled; the thread goes on, and the connection is not free before it ends.
         running = asyncio.ensure_future(self._in_thread(run))
-        running.add_done_callback(lambda _: connections.put_nowait(client))
+        running.add_done_callback(ended)
         try:
             answer = await asyncio.shield(running)
         except (OperationalError, OSError) as error:
