@@ -1,6 +1,6 @@
 """A running system for the session, and its tills and keys."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 
 import pytest
@@ -9,7 +9,21 @@ from kit.ids import uuid7
 from tests.integration.api import Api
 from tests.integration.given import given_system, is_given
 from tests.integration.shop import Till
+from tests.integration.stored import errors_logged
 from tests.integration.system import System, running_system
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed shows what the processes of its system logged as errors: their folder is gone afterwards."""
+    report = yield
+    if report.failed:
+        for used in getattr(item, "funcargs", {}).values():
+            system = getattr(used, "system", used)
+            if isinstance(system, System):
+                report.sections.append(("Errors logged by the system", "\n".join(errors_logged(system)[-10:])))
+                break
+    return report
 
 
 @pytest.fixture(scope="session")
