@@ -1,6 +1,6 @@
 # Every target is one command; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help up down setup test check test-cluster bench bench-events images test-compose drills lock protos chart clean
+.PHONY: help up down setup test check test-cluster bench bench-events images next-release test-compose drills lock protos chart clean
 SHELL := /bin/sh
 PORT ?= 8600
 REGULARS := .venv/bin/regulars
@@ -31,11 +31,14 @@ bench: setup ## measure against pgbench on the same PostgreSQL; writes benchmark
 bench-events: setup ## measure events beside bare loops over the same Kafka and PostgreSQL (ARGS=--quick); writes benchmarks/results
 	@.venv/bin/python -m benchmarks.events $(ARGS)
 
-test-cluster: setup ## try the chart on the cluster of KUBECONFIG: install, sell, upgrade, kill, scale, remove (ARGS="--tag 0.1.0 --next-tag 0.1.1")
+test-cluster: setup ## try the chart on the cluster of KUBECONFIG: install, sell, upgrade, kill, scale, restore, remove (ARGS="--tag 0.1.0 --next-tag 0.2.0")
 	@.venv/bin/python -m tests.cluster --write docs/cluster-test.md $(ARGS)
 
 images: ## build the four container images, regulars/*:TAG (TAG=0.1.0), and say their sizes
 	@scripts/build_images.sh '$(TAG)'
+
+next-release: setup ## build the images of a made-up next release, with migrations and a new service, for test-cluster to upgrade to (TAG=0.1.0 NEXT=0.2.0)
+	@.venv/bin/python -m tests.cluster.next_release '$(or $(TAG),0.1.0)' '$(or $(NEXT),0.2.0)'
 
 test-compose: setup ## all of docker-compose.yml on a Docker Engine: images, sign-in, sales, reports, restart (fails where there is no engine)
 	@TEST_COMPOSE=1 .venv/bin/python -m pytest -s tests/compose $(ARGS)

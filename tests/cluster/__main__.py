@@ -1,9 +1,10 @@
 """Installs the chart in a real cluster, sells through it, and breaks, upgrades, scales and removes it: `make test-cluster`.
 
-    KUBECONFIG=… python -m tests.cluster [--namespace regulars-test] [--tag 0.1.0] [--next-tag 0.1.1] [--only STEP,…] [--write FILE]
+    KUBECONFIG=… python -m tests.cluster [--namespace regulars-test] [--tag 0.1.0] [--next-tag 0.2.0] [--only STEP,…] [--write FILE]
 
 Any cluster will do that has the images of both tags, a default StorageClass, metrics-server and a network plug-in that enforces
-NetworkPolicy, and whose node ports can be reached from here. The two tags may be the same code: what is tried is the change.
+NetworkPolicy, and whose node ports can be reached from here. The next release is a made-up one, with migrations of every database and
+a new service: `python -m tests.cluster.next_release 0.1.0 0.2.0` builds its images over those of this one. `--real` takes any two instead.
 Exit code 1 when a step failed; the steps after it are not tried, and what is installed stays to be looked at.
 """
 
@@ -17,7 +18,9 @@ from pathlib import Path
 
 from kit.clock import SystemClock
 from tests.cluster.kubernetes import Cluster, CommandFailed, NotInTime
-from tests.cluster.scenario import Scenario, StepFailed
+from tests.cluster.recovery import Recovery
+from tests.cluster.release import Release, StepFailed
+from tests.cluster.scenario import Scenario
 
 
 def main() -> int:
@@ -25,7 +28,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--namespace", default="regulars-test", help="made anew, and removed at the end (default %(default)s)")
     parser.add_argument("--tag", default="0.1.0", help="the images to install (default %(default)s)")
-    parser.add_argument("--next-tag", default="0.1.1", help="the images to upgrade to (default %(default)s)")
+    parser.add_argument("--next-tag", default="0.2.0", help="the images to upgrade to (default %(default)s)")
+    parser.add_argument("--real", action="store_true", help="the next release is a real one, and brings nothing but its images")
     parser.add_argument("--only", default="", metavar="STEP,…", help="these steps, on what is installed; `install` is always done")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the figures to a page")
     parsed = parser.parse_args()
@@ -34,7 +38,10 @@ def main() -> int:
 
 async def _run(parsed: argparse.Namespace) -> int:
     cluster = Cluster(parsed.namespace)
-    scenario = Scenario(cluster, parsed.tag, parsed.next_tag)
+    release = Release(cluster)
+    next_values = [] if parsed.real else [Path(__file__).parent / "next_release" / "values.yaml"]
+    scenario = Scenario(cluster, release, parsed.tag, parsed.next_tag, next_values)
+    recovery = Recovery(cluster, release, parsed.tag)
     steps: dict[str, Callable[[], Awaitable[str]]] = {
         "dry-run": scenario.judge_by_the_server,
         "install": scenario.install,
@@ -48,6 +55,7 @@ async def _run(parsed: argparse.Namespace) -> int:
         "kill": scenario.kill_pods,
         "scale": scenario.scale,
         "backends": scenario.kill_backends,
+        "restore": recovery.restore,
         "uninstall": scenario.uninstall,
     }
     wanted = {"install", *parsed.only.split(",")} if parsed.only else set(steps)
@@ -72,11 +80,11 @@ async def _run(parsed: argparse.Namespace) -> int:
     await cluster.kubectl("delete", "namespace", parsed.namespace, "--wait=true")
     if parsed.write:
         version = (await cluster.kubectl("version")).out.replace("\n", "; ").strip("; ")
-        parsed.write.write_text(_page(found, version), encoding="utf-8")
+        parsed.write.write_text(_page(found, version, is_real=parsed.real), encoding="utf-8")
     return 0
 
 
-def _page(found: list[tuple[str, str, str]], version: str) -> str:
+def _page(found: list[tuple[str, str, str]], version: str, *, is_real: bool) -> str:
     """The figures as a page: a step is what was done, and below it what was found."""
     lines = [
         "# The chart on a real cluster",
@@ -84,8 +92,10 @@ def _page(found: list[tuple[str, str, str]], version: str) -> str:
         f"Written by `make test-cluster` on {SystemClock().now().date()}, {platform.machine()}, {os.cpu_count()} cores. {version}.",
         "The trial profile, with two pods of gateway-serve and member-serve. *Failed* counts every sale that was not answered 201 at once,",
         "whatever came of it when the till asked again. After each step every sale is in the reports exactly once, to the cent, and",
-        "`regulars reconcile` proves the ledger, and the reports from it. The two releases may be the same code under two tags, with no",
-        "migration between them: what is tried is the change of every pod.",
+        "`regulars reconcile` proves the ledger, and the reports from it.",
+        "The two releases are real ones."
+        if is_real
+        else "The next release is made up: this one's code, with migrations of every database and a new service.",
     ]
     for name, what, said in found:
         lines += ["", f"## {name}", what.splitlines()[0], "", *(f"- {each}" for each in said.split("\n"))]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,14 +35,18 @@ class Said:
     err: str
 
 
-async def run(*command: str, stdin: str = "", check: bool = True) -> Said:
-    """Runs a command to its end.
+async def run(*command: str, stdin: str = "", check: bool = True, given: Mapping[str, str] | None = None) -> Said:
+    """Runs a command to its end; `given`: environment that it has besides.
 
     Raises:
         CommandFailed: it failed, and `check` is on.
     """
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | (given or {}),
     )
     out, err = (each.decode() for each in await process.communicate(stdin.encode()))
     code = process.returncode or 0
