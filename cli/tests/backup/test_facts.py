@@ -1,6 +1,7 @@
 """Backups of the facts, by ClickHouse's own engine behind HTTP and over a real bus: lost, restored, caught up, and right."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -362,6 +363,10 @@ async def test_a_bucket_holds_facts_that_come_back_and_keys_are_told_to_nobody(
     assert "are good, 0 are not, 0 were not verified" in capsys.readouterr().out
     assert await command("backup", "list") == 1
     assert f"{backup.id}  {backup.size / 1e6:,.1f} MB, facts of reports, in {place}" in capsys.readouterr().out
+    assert await command("backup", "list", "--json") == 1
+    (document,) = json.loads(capsys.readouterr().out)
+    assert (document["kind"], document["bytes"], document["disk"]) == ("clickhouse", backup.size, None)
+    assert document["taken_at"] == backup.started_at.isoformat()
     store.delete(next(each.name for each in store.list("facts-data/") if each.name.endswith(".bin")))
     assert await command("backup", "verify") == 1
     assert "objects of" in (said := capsys.readouterr().out)
