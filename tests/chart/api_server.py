@@ -1,4 +1,4 @@
-"""As much of an API server as `lookup` of a chart asks for: which kinds there are, and single objects."""
+"""As much of an API server as `lookup` of a chart asks for: which kinds there are, single objects, and all of a kind."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from typing import Any
 KINDS = {
     "/api/v1": {"configmaps": "ConfigMap", "secrets": "Secret", "serviceaccounts": "ServiceAccount"},
     "/apis/apps/v1": {"statefulsets": "StatefulSet"},
+    "/apis/batch/v1": {"jobs": "Job"},
 }
 
 NOT_FOUND = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
@@ -21,14 +22,17 @@ def api_server(namespace: str, objects: Mapping[tuple[str, str], Mapping[str, An
     answers: dict[str, Mapping[str, Any]] = {}
     for path, kinds in KINDS.items():
         version = path.removeprefix("/apis/").removeprefix("/api/")
-        resources = [{"name": name, "kind": kind, "namespaced": True, "verbs": ["get"]} for name, kind in kinds.items()]
+        resources = [{"name": name, "kind": kind, "namespaced": True, "verbs": ["get", "list"]} for name, kind in kinds.items()]
         answers[path] = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
         for plural, kind in kinds.items():
+            items = []
             for (of_kind, name), given in objects.items():
                 if of_kind == kind:
-                    metadata = {"name": name, "namespace": namespace, "uid": f"uid-of-{name}"}
-                    found = {"apiVersion": version, "kind": kind, "metadata": metadata, **given}
+                    metadata = {"name": name, "namespace": namespace, "uid": f"uid-of-{name}", **given.get("metadata", {})}
+                    found = {"apiVersion": version, "kind": kind, **given, "metadata": metadata}
                     answers[f"{path}/namespaces/{namespace}/{plural}/{name}"] = found
+                    items.append(found)
+            answers[f"{path}/namespaces/{namespace}/{plural}"] = {"apiVersion": version, "kind": f"{kind}List", "items": items}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

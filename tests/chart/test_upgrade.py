@@ -75,6 +75,22 @@ def test_an_upgrade_has_a_hook_only_where_its_pod_finds_what_it_needs(
         assert hooks == []
 
 
+@pytest.mark.parametrize(
+    "instance, status, expected",
+    [("regulars", {}, True), ("regulars", {"failed": 11}, True), ("regulars", {"succeeded": 1}, False), ("another", {}, False)],
+)
+def test_the_demo_chain_is_made_again_while_it_was_begun_and_not_made(instance: str, status: dict[str, int], *, expected: bool) -> None:
+    labels = {"app.kubernetes.io/component": "seed", "app.kubernetes.io/instance": instance}
+    objects = THERE | SERVERS | {("Job", "regulars-seed"): {"metadata": {"labels": labels}, "status": status}}
+    with api_server(NAMESPACE, objects) as cluster:
+        text = render(cases()["trial"]["values"], upgrade=True, cluster=cluster)
+    found = {(each["kind"], each["metadata"]["name"]) for each in resources_in(text)}
+    # Under another name: a Job that is there cannot be changed.
+    assert (("Job", "regulars-seed-1") in found) == expected
+    assert (("NetworkPolicy", "regulars-seed") in found) == expected
+    assert ("Job", "regulars-seed") not in found
+
+
 def test_the_copies_of_a_hook_are_one_set_and_stay_for_a_job_that_helm_gave_up_waiting_for() -> None:
     copies = [each for key, each in rendered("inline-upgrade").items() if key[1] == "regulars-migrate-hook"]
     assert {each["kind"] for each in copies} == {"Secret", "ConfigMap", "NetworkPolicy"}

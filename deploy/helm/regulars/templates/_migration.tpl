@@ -12,6 +12,28 @@ A cluster that can be asked has a ConfigMap kube-root-ca.crt in every namespace.
 {{- end -}}
 
 {{/*
+Name of the Job that makes the demo chain; empty: it is there, or not wanted. With the first release; and again while one was begun and did not end
+well, as after an install that was given up: by a name of its own, for a Job is never changed.
+*/}}
+{{- define "regulars.seedJob" -}}
+{{- if .Values.seed.enabled -}}
+{{- $name := printf "%s-seed" (include "regulars.fullname" .) -}}
+{{- if include "regulars.isFirst" . -}}
+{{- $name -}}
+{{- else -}}
+{{- $unfinished := false -}}
+{{- range (lookup "batch/v1" "Job" .Release.Namespace "").items -}}
+{{- $labels := .metadata.labels | default dict -}}
+{{- if and (eq (get $labels "app.kubernetes.io/component") "seed") (eq (get $labels "app.kubernetes.io/instance") $.Release.Name) -}}
+{{- $unfinished = or $unfinished (not (.status | default dict).succeeded) -}}
+{{- end -}}
+{{- end -}}
+{{- if $unfinished -}}{{- printf "%s-%d" $name .Release.Revision -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
 Whether migrations run as a hook before an upgrade ("yes"), or as a plain Job beside the pods that wait for it: where nothing is there yet, or
 what a hook's pod needs is not: its ServiceAccount, a server for trial that answers. For these a hook would wait in vain. (Without a cluster to
 ask, as with `helm template --is-upgrade`, it is a hook.)
