@@ -20,7 +20,10 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import GroupLoadInProgressError, KafkaConnectionError
+from aiokafka.protocol.admin import DescribeGroupsRequest, DescribeGroupsResponse_v0
+from aiokafka.protocol.api import Request, Response
+from aiokafka.protocol.commit import OffsetFetchRequest, OffsetFetchResponse_v3
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -436,6 +439,25 @@ async def test_most_partitions_stay_where_they_are_when_another_comes(kafka_boot
         async with other.subscribe("readers", [topic]) as third:
             await until(lambda: {len(first.assigned()), len(second.assigned()), len(third.assigned())} == {1, 2})
             assert len(kept & first.assigned()) == len(first.assigned())
+
+
+async def test_a_coordinator_that_still_loads_is_asked_again(bus: Bus, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right after a restart it answers that it does not know yet: not that nothing was committed, and that nobody reads."""
+    group, source = f"g{uuid.uuid4().hex}", TopicPartition(topic, 0)
+    await bus.publish([event(topic) for _ in range(20)])
+    await bus.set_offsets(group, {source: 1})
+    loading: dict[type, Response] = {
+        OffsetFetchRequest: OffsetFetchResponse_v3(throttle_time_ms=0, topics=[], error_code=GroupLoadInProgressError.errno),
+        DescribeGroupsRequest: DescribeGroupsResponse_v0(groups=[(GroupLoadInProgressError.errno, group, "", "", "", [])]),
+    }
+    send = AIOKafkaAdminClient._send_request
+
+    async def answer(self: AIOKafkaAdminClient, request: Request, node_id: int | None = None) -> Response:
+        return loading.pop(type(request), None) or await send(self, request, node_id)
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "_send_request", answer)
+    assert {lag.source: lag.committed for lag in await bus.lag(group)} == {source: 1}
+    assert loading == {}
 
 
 async def test_a_changed_retention_leaves_a_topics_other_settings(kafka_bootstrap: str, bus: Bus, topic: str) -> None:

@@ -19,6 +19,7 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
+from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
@@ -105,10 +106,7 @@ class Administration:
     async def lag(self, group: str) -> list[PartitionLag]:
         """See `kit.bus.interface.Bus`."""
         async with self._admin("describe the group") as admin:
-            committed = {
-                TopicPartition(*source): said.offset
-                for source, said in (await _patiently(admin.list_consumer_group_offsets, group)).items()
-            }
+            committed = await _patiently(_committed, admin, group)
             owners = await _owners(admin, group)
             counts = _counts(await admin.describe_topics())
         known = sorted(source for source in committed.keys() | owners.keys() if source.partition < counts.get(source.topic, 0))
@@ -116,7 +114,7 @@ class Administration:
         return [
             PartitionLag(
                 source,
-                offset if (offset := committed.get(source, -1)) >= 0 else None,
+                committed.get(source),
                 states[source].first_offset,
                 states[source].next_offset,
                 owners.get(source, ""),
@@ -226,10 +224,35 @@ async def _topic_settings(admin: Any, names: Iterable[str]) -> dict[str, dict[st
     return found
 
 
+async def _committed(admin: Any, group: str) -> dict[TopicPartition, int]:  # noqa: ANN401  # aiokafka has no types
+    """Up to where the group has read.
+
+    The client's own question overlooks the fault of an answer as a whole: after a restart, while the coordinator loads what was committed,
+    nothing was.
+    """
+    answer = await admin._send_request(OffsetFetchRequest(group, None), await admin.find_coordinator(group))  # noqa: SLF001
+    for code in (answer.error_code, *(code for _, partitions in answer.topics for *_, code in partitions)):
+        if code:
+            raise for_code(code)(group)
+    return {
+        TopicPartition(topic, number): offset for topic, partitions in answer.topics for number, offset, *_ in partitions if offset >= 0
+    }
+
+
+async def _described(admin: Any, group: str) -> Any:  # noqa: ANN401  # aiokafka has no types
+    """The group and its members; also this answer may say that the coordinator does not know yet."""
+    described = await admin.describe_consumer_groups([group])
+    for response in described:
+        for code, *_ in response.groups:
+            if for_code(code) in _COORDINATOR_MOVES:
+                raise for_code(code)(group)
+    return described
+
+
 async def _owners(admin: Any, group: str) -> dict[TopicPartition, str]:  # noqa: ANN401  # aiokafka has no types
     """Which process reads a partition of the group now, by its client's name."""
     owners: dict[TopicPartition, str] = {}
-    for response in await _patiently(admin.describe_consumer_groups, [group]):
+    for response in await _patiently(_described, admin, group):
         for _, _, _, _, _, members, *_ in response.groups:
             for _, *rest in members:
                 client, assignment = rest[-4], rest[-1]
