@@ -38,7 +38,8 @@ class ClickHouse:
             Refused: the statement failed.
             httpx.HTTPError: no answer.
         """
-        parameters = {} if anywhere else {"database": self.database}
+        # Every server has `system`; what it would choose by itself may be the database that is just being renamed.
+        parameters = {"database": "system" if anywhere else self.database}
         # Not by GET: a server logs the addresses that it is asked by.
         answer = await self._http.post(self._url, params=parameters, content=statement, auth=self._auth)
         if not answer.is_success:
