@@ -17,7 +17,7 @@ KEYS = Path("/keys")
 REGULARS, POSTGRES, CLICKHOUSE, GRAFANA = 10001, 999, 101, 472
 PASSWORDS = ("postgres", "member", "gateway", "backup", "clickhouse", "grafana")
 # As PostgreSQL's clients look a user's password up; the operator's command knows them all.
-USERS = {"member": ("member",), "gateway": ("gateway",), "operator": ("member", "gateway", "backup")}
+USERS = {"member": ("member",), "gateway": ("gateway",), "backup": ("backup",), "operator": ("member", "gateway", "backup")}
 # By folder: the owner, and what is in it.
 READERS = {
     "gateway": (REGULARS, ("internal_token_private.pem", "fingerprint.key", "gateway.pgpass")),
@@ -26,6 +26,7 @@ READERS = {
     "reporting": (REGULARS, ("internal_token_public.pem", "clickhouse.password")),
     "consume": (REGULARS, ("clickhouse.password",)),
     "cli": (REGULARS, ("operator.pgpass", "clickhouse.password", "internal_token_public.pem")),
+    "backup": (REGULARS, ("backup.pgpass",)),
     "postgres": (POSTGRES, ("postgres.password", "member.password", "gateway.password", "backup.password")),
     "clickhouse": (CLICKHOUSE, ("clickhouse.password",)),
     "grafana": (GRAFANA, ("grafana.password",)),

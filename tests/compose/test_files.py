@@ -18,6 +18,7 @@ DOCKERFILE = (REPOSITORY / "Dockerfile").read_text("utf-8")
 VERSION = tomllib.loads((REPOSITORY / "kit" / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 PARTS = {"gateway-serve", "member-serve", "member-relay", "reporting-serve", "reporting-consume"}
 OBJECT_STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL")
+ARCHIVERS = ("cli", "backup-wal")
 OURS = re.compile(rf"regulars/(gateway|member|reporting|cli):\$\{{TAG:-{re.escape(VERSION)}\}}")
 
 
@@ -39,9 +40,13 @@ def test_the_dockerfile_s_version_is_the_packages() -> None:
     assert COMPOSE["x-build"]["args"]["VERSION"] == f"${{TAG:-{VERSION}}}"
 
 
-def test_each_image_is_built_once_and_from_a_target_that_there_is() -> None:
+def test_each_image_is_built_in_each_profile_that_runs_it_and_from_a_target_that_there_is() -> None:
     built = {service: each["build"]["target"] for service, each in SERVICES.items() if "build" in each}
-    assert sorted(built.values()) == ["cli", "gateway", "member", "reporting"]
+    assert set(built.values()) == {"cli", "gateway", "member", "reporting"}
+    for each in SERVICES.values():
+        profile, image = each.get("profiles"), each["image"]
+        builders = [built[name] for name, other in SERVICES.items() if name in built and other.get("profiles") in (None, profile)]
+        assert not image.startswith("regulars/") or re.split("[/:]", image)[1] in builders, f"{image} may be missing in {profile}"
     assert {f"FROM runtime AS {target}" for target in built.values()} <= set(DOCKERFILE.splitlines())
 
 
@@ -79,6 +84,7 @@ def test_each_service_has_the_keys_that_are_handed_to_it_and_only_the_job_has_al
         "postgres": "postgres",
         "clickhouse": "clickhouse",
         "cli": "cli",
+        "backup-wal": "backup",
         "grafana": "grafana",
     }
     held = {service: source.removeprefix("keys-") for service, source, to in mounts() if to == "/run/keys"}
@@ -107,7 +113,7 @@ def test_a_setting_that_opens_something_is_the_name_of_a_file() -> None:
     for service, each in SERVICES.items():
         for name, value in each.get("environment", {}).items():
             assert not re.search(r"://[^/@]*:[^/@]*@", str(value)), f"{service}: {name} holds a password"
-            if re.search("PASSWORD|SECRET|TOKEN|_KEY", name) and not (service == "cli" and name in OBJECT_STORE and value is None):
+            if re.search("PASSWORD|SECRET|TOKEN|_KEY", name) and not (service in ARCHIVERS and name in OBJECT_STORE and value is None):
                 assert name.endswith("_FILE"), f"{service}: {name}"
 
 
@@ -205,7 +211,8 @@ def test_the_line_to_try_is_a_whole_sale(tmp_path: Path) -> None:
 
 
 def test_an_object_store_and_recipients_are_handed_on_to_who_backs_up_and_are_in_no_file() -> None:
-    assert {name for name, value in SERVICES["cli"]["environment"].items() if value is None} >= {*OBJECT_STORE, "BACKUP_RECIPIENTS"}
+    for service in ARCHIVERS:
+        assert {name for name, value in SERVICES[service]["environment"].items() if value is None} >= {*OBJECT_STORE, "BACKUP_RECIPIENTS"}
 
 
 def test_the_pod_that_restores_is_of_this_version_and_runs_as_the_server_does() -> None:

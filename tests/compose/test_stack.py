@@ -5,7 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.integration.system import wait_until
 pytestmark = pytest.mark.timeout(900)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+BACKUP_PAGE = (REPOSITORY / "docs" / "backup.md").read_text("utf-8")
 OURS = ("gateway-serve", "member-serve", "member-relay", "reporting-serve", "reporting-consume")
 JOBS = ("keys", "migrate-gateway", "migrate-member", "migrate-reporting", "topics", "programmes", "welcome")
 SERVERS = ("postgres", "kafka", "clickhouse")
@@ -187,6 +189,67 @@ def test_every_part_tells_prometheus_of_itself(stack: Stack) -> None:
         said = stack.compose("exec", "-T", "member-relay", "python", "-c", script)
         service, _, part = target.partition(":")[0].partition("-")
         assert re.search(rf'^regulars_build_info\{{part="{part}",service="{service}",version="[^"]+"\}} 1', said, re.MULTILINE), said[:2000]
+
+
+@pytest.fixture
+def identity(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What opens the backups of this test, which has `backup-wal` run beside."""
+    (keygen,) = re.findall(r"^docker compose run .* backup keygen .*$", BACKUP_PAGE, re.MULTILINE)
+    recipient = as_a_person_would(stack, keygen.replace("$PWD", str(tmp_path))).decode().strip()
+    file = tmp_path / "regulars-backup.txt"
+    # What is mounted must be readable to the container's user; the folder is closed to others.
+    file.chmod(0o644)
+    monkeypatch.setenv("BACKUP_RECIPIENTS", recipient)
+    monkeypatch.setenv("COMPOSE_PROFILES", "backup")
+    stack.up()
+    yield file
+    stack.compose("rm", "--stop", "--force", "backup-wal")
+
+
+def test_any_moment_can_be_restored_as_the_page_says(stack: Stack, identity: Path) -> None:
+    """By the very commands of docs/backup.md, out of an encrypted archive: what was sold by then is there, what came later is not."""
+
+    def run(*arguments: str, codes: tuple[int, ...] = (0,)) -> str:
+        return stack.compose("run", "--rm", "-T", "cli", *arguments, codes=codes)
+
+    def sell() -> Json:
+        return till.sell(till.sign_up(name="王芳"))
+
+    notes = stack.notes()
+    admin, till = stack.api("admin"), Till(stack.api("till"), notes["store_id"], notes["till_id"])
+    sold = net_sales(admin, notes["store_id"])
+    kept = [sell()]
+    assert "encrypted" in run("backup", "run")
+    kept.append(sell())
+    moment = SystemClock().now()
+    mistake = sell()
+
+    def reaches_it() -> bool:
+        return datetime.fromisoformat(json.loads(run("backup", "list", "--json"))[-1]["restores_until"]) > moment
+
+    wait_until(reaches_it, "the moment is in the archive", 90)
+    script = "import urllib.request; print(urllib.request.urlopen('http://backup-wal:9600/metrics', timeout=5).read().decode())"
+    said = stack.compose("exec", "-T", "member-relay", "python", "-c", script)
+    assert '\nregulars_backup_last_rpo_seconds{kind="postgres"} ' in said
+
+    (restore,) = re.findall(r"```sh\n(docker compose stop\n.*?)```", BACKUP_PAGE, re.DOTALL)
+    restore = restore.replace("regulars_postgres", f"{stack.project}_postgres").replace("2026-11-22T14:15:00+08:00", moment.isoformat())
+    restore = restore.replace(" cli restore", f" -v {identity}:/identity.txt:ro cli restore --identity /identity.txt")
+    for line in restore.splitlines():
+        as_a_person_would(stack, line)
+    stack.up()
+    wait_until(lambda: "reporting is 0 messages behind." in run("bus", "lag"), "the reports took in what Kafka has", 60)
+    run("reconcile", "--reports", codes=(1,))
+    run("reporting", "rebuild", "--from-ledger")
+    run("reconcile")
+    run("reconcile", "--reports")
+    run("backup", "run")
+
+    admin = stack.api("admin")
+    for sale in kept:
+        assert admin.get(f"/v1/sales/{sale['id']}")["net_minor"] == sale["net_minor"]
+    assert admin.ask("GET", f"/v1/sales/{mistake['id']}").status_code == 404
+    assert net_sales(admin, notes["store_id"]) == sold + sum(int(sale["net_minor"]) for sale in kept)
 
 
 def test_data_and_keys_survive_and_a_second_start_changes_nothing(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
