@@ -3,6 +3,7 @@
 from kit.problems import Refusal
 from kit.rpc import current_actor
 from kit.tokens import Actor
+from reporting.clickhouse import ClickHouseUnavailable, FactsDamaged
 
 
 def require_admin() -> Actor:
@@ -13,6 +14,9 @@ def require_admin() -> Actor:
     return actor
 
 
-def away() -> Refusal:
-    """The refusal of a call while ClickHouse does not answer."""
+def away(error: ClickHouseUnavailable) -> Refusal:
+    """The refusal of a call that ClickHouse did not answer."""
+    if isinstance(error, FactsDamaged):
+        detail = "No sale is touched. An operator makes them anew: `regulars reporting rebuild --from-ledger`."
+        return Refusal("facts_damaged", 503, "What reports are made of cannot be read", detail)
     return Refusal("reporting_unavailable", 503, "The reports' database is away", "Send it again shortly.")

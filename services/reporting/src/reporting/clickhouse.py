@@ -6,6 +6,7 @@ connection of their own: a long report holds up no facts.
 
 import asyncio
 import fcntl
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,13 @@ from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error, OperationalError
 
 from kit.metrics import CLICKHOUSE_DURATION, CLICKHOUSE_ERRORS
 from kit.settings import SettingsInvalid
 from reporting.settings import StorageSettings
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -32,6 +35,9 @@ CONNECT_SECONDS = 5
 REPLY_SECONDS = 120
 # For so long after it answered it is not asked whether it does.
 FRESH_SECONDS = 2.0
+# CANNOT_READ_ALL_DATA, CHECKSUM_DOESNT_MATCH, FILE_DOESNT_EXIST, NO_FILE_IN_DATA_PART, BAD_SIZE_OF_FILE_IN_DATA_PART, CORRUPTED_DATA,
+# CANNOT_DECOMPRESS: a merge that met a full disk in its last write may leave a part so, and has its sources removed.
+DAMAGED = frozenset({33, 40, 107, 226, 228, 246, 271})
 # What every query is read with: a fact counts once, also before the background has merged what replaced it. A month of one part needs
 # no merging, and months need none with one another, for a fact stays in its month.
 READ_SETTINGS = {"final": 1, "do_not_merge_across_partitions_select_final": 1}
@@ -41,6 +47,10 @@ INSERT_SETTINGS = {"max_partitions_per_insert_block": 0, "async_insert": 0}
 
 class ClickHouseUnavailable(Exception):
     """ClickHouse does not answer; what was asked may be asked again."""
+
+
+class FactsDamaged(ClickHouseUnavailable):
+    """What ClickHouse has on its disk cannot be read. They are made anew from the ledger; asking again helps only if it was restarted."""
 
 
 class DataFolderInUse(Exception):
@@ -80,7 +90,7 @@ class ClickHouse:
         """The rows of a SELECT, whose parameters it names as `{name:Type}`; every table is read as with FINAL.
 
         Raises:
-            ClickHouseUnavailable: no answer.
+            ClickHouseUnavailable: no answer; FactsDamaged: and there will be none.
             clickhouse_connect.driver.exceptions.DatabaseError: the statement failed.
         """
         given = {**READ_SETTINGS, **(settings or {})}
@@ -138,8 +148,12 @@ class ClickHouse:
         except (OperationalError, OSError) as error:
             CLICKHOUSE_ERRORS.of(kind).inc()
             raise ClickHouseUnavailable(type(error).__name__) from error
-        except ClickHouseError:
+        except ClickHouseError as error:
             CLICKHOUSE_ERRORS.of(kind).inc()
+            # A block of an insert can be unreadable too.
+            if kind == "query" and isinstance(error, Error) and error.code in DAMAGED:
+                log.warning("facts on ClickHouse's disk cannot be read", extra={"error": error.name})
+                raise FactsDamaged(str(error.name)) from None
             raise
         finally:
             CLICKHOUSE_DURATION.of(kind).observe(perf_counter() - begun)

@@ -16,7 +16,7 @@ from kit.rpc import Server, call_metadata, create_channel, refusal_of
 from kit.tokens import TokenMinter, TokenVerifier
 from regulars.reporting.v1 import report_service_pb2 as pb
 from regulars.reporting.v1.report_service_pb2_grpc import ReportServiceStub, add_ReportServiceServicer_to_server
-from reporting.clickhouse import ClickHouse, ClickHouseUnavailable
+from reporting.clickhouse import ClickHouse, ClickHouseUnavailable, FactsDamaged
 from reporting.queries.rpc import ReportServicer
 from services.reporting.tests.story import random_story
 
@@ -72,11 +72,15 @@ async def test_a_till_may_not_ask(stub: Any, minter: TokenMinter, method: str, r
     assert (refused.status, refused.code) == (403, "forbidden")
 
 
-async def test_a_database_that_is_away_is_said(
-    clickhouse: ClickHouse, stub: Any, minter: TokenMinter, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error, code",
+    [(ClickHouseUnavailable("OperationalError"), "reporting_unavailable"), (FactsDamaged("CORRUPTED_DATA"), "facts_damaged")],
+)
+async def test_a_database_that_does_not_answer_is_said(
+    clickhouse: ClickHouse, stub: Any, minter: TokenMinter, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
     async def away(*_: object) -> None:
-        raise ClickHouseUnavailable("OperationalError")
+        raise error
 
     monkeypatch.setattr(clickhouse, "query", away)
     metadata = call_metadata(minter.mint("hq", ("admin",), None))
@@ -86,4 +90,4 @@ async def test_a_database_that_is_away_is_said(
             await call
         refused = refusal_of(failed.value)
         assert refused is not None
-        assert (refused.status, refused.code) == (503, "reporting_unavailable")
+        assert (refused.status, refused.code) == (503, code)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -13,7 +14,7 @@ from kit.clock import HeldClock, SystemClock
 from kit.ids import uuid7
 from kit.outbox import Event
 from kit.problems import Refusal
-from reporting.clickhouse import ClickHouse
+from reporting.clickhouse import ClickHouse, FactsDamaged
 from reporting.facts.columns import REBUILT
 from reporting.facts.consumers import FactsHandler
 from reporting.facts.operations import insert_facts
@@ -127,6 +128,27 @@ async def test_a_rebuild_gives_the_same_figures_from_either_source(
     # And again, over what a rebuild made.
     assert (await rebuilt(make(ledger_of(events)), source)).state == "done"
     assert await contents(clickhouse) == before
+
+
+def empty_marks(part: Path) -> None:
+    """What a merge leaves of a part whose last write met a full disk."""
+    for marks in part.glob("data.*mrk*"):
+        marks.write_bytes(b"")
+
+
+async def test_facts_that_cannot_be_read_are_told_of_and_made_anew(clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder) -> None:
+    events = a_history()
+    await bus.publish(events)
+    await consume_all(bus, FactsHandler(clickhouse))
+    before = await contents(clickhouse)
+    paths = await clickhouse.query("SELECT path FROM system.parts WHERE database = currentDatabase() AND table = 'sales' AND active")
+    empty_marks(Path(paths[0][0]))
+    await clickhouse.command("SYSTEM DROP MARK CACHE")
+    with pytest.raises(FactsDamaged):
+        await contents(clickhouse)
+    assert (await rebuilt(make(ledger_of(events)), "ledger")).state == "done"
+    assert await contents(clickhouse) == before
+    assert await is_tidy(clickhouse)
 
 
 async def test_a_report_that_still_reads_old_facts_holds_nothing_up(clickhouse: ClickHouse, bus: Bus, make: MakeRebuilder) -> None:

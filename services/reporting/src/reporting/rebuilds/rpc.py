@@ -29,15 +29,15 @@ class RebuildServicer(RebuildServiceServicer):
             raise Refusal("source_invalid", 400, "No such source", f"Say {EVENTS} or {LEDGER}, or nothing.")
         try:
             return pb.StartRebuildResponse(body=_encoder.encode(await self._rebuilder.start(request.source, subject, token)))
-        except ClickHouseUnavailable:
-            raise away() from None
+        except ClickHouseUnavailable as error:
+            raise away(error) from None
 
     async def GetRebuild(self, request: pb.GetRebuildRequest, context: Context) -> pb.GetRebuildResponse:
         _, token = _admin(context)
         try:
             rebuild = await self._rebuilder.latest(token)
-        except ClickHouseUnavailable:
-            raise away() from None
+        except ClickHouseUnavailable as error:
+            raise away(error) from None
         if rebuild is None:
             raise Refusal("rebuild_not_found", 404, "No rebuild", "The facts were never rebuilt.")
         return pb.GetRebuildResponse(body=_encoder.encode(rebuild))

@@ -42,8 +42,8 @@ class ReconcileServicer(ReconcileServiceServicer):
         days = _days(request)
         try:
             found = await reconcile(self._clickhouse, self._bus_of, partial(ask_member, self._member, token), days)
-        except ClickHouseUnavailable:
-            raise away() from None
+        except ClickHouseUnavailable as error:
+            raise away(error) from None
         self._tell(found, days)
         return pb.ReconcileFactsResponse(body=_encode(found))
 
