@@ -337,7 +337,7 @@ def check_logs(system: System) -> None:
 
 def make_facts_anew(admin: Api) -> None:
     """Rebuilds them from the ledger, and returns when that is done."""
-    admin.post("/v1/reports:rebuild", {"source": "ledger"})
+    admin.post("/v1/reports:rebuild", {"source": "ledger"}, 202)
 
     def has_ended() -> bool:
         return bool(admin.get("/v1/reports/rebuilds/current")["state"] not in {"running", "waiting", "swapping"})
