@@ -18,6 +18,9 @@ from tests.integration.api import Json
 POD = Path(__file__).parents[2] / "deploy" / "backup" / "restore-pod.yaml"
 CLAIM, PLACE = "regulars-backups", "/backups/regulars"
 IDENTITY = "regulars-restore-identity"
+OURS = f"app.kubernetes.io/instance={RELEASE}"
+# What has an HPA has no number of pods in its Deployment: nobody but the restore starts it again.
+AUTOSCALED = "services.member.parts.serve.autoscaling.enabled=true"
 EVERY_SECONDS = 2
 RESTORE_POD = "regulars-restore"
 RPO = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9600/metrics', timeout=5).read().decode())"
@@ -77,6 +80,7 @@ class Recovery:
             f"backup.volumeClaim={CLAIM}",
             f"backup.everySeconds={EVERY_SECONDS}",
             f"backup.recipients[0]={recipient}",
+            AUTOSCALED,
         ]
         await self._release.upgrade(self._tag, *settings)
         await self._run_job("base")
@@ -105,7 +109,7 @@ class Recovery:
 
     async def _make_anew(self, identity: Path, at: str) -> str:
         """Stops everything and makes the server's folder anew; returns what the restore said it took."""
-        await self._cluster.kubectl("scale", "deploy", "--all", "--replicas=0")
+        await self._cluster.kubectl("scale", "deploy", "-l", OURS, "--replicas=0")
         await until(self._cluster.is_settled, "everything is stopped", 120)
         await self._cluster.kubectl("scale", "statefulset", f"{RELEASE}-postgresql", "--replicas=0")
         await until(self._cluster.is_settled, "the server is stopped", 120)
@@ -121,6 +125,7 @@ class Recovery:
         require(f"/data/18/docker is as of {at[:10]}" in said, f"the restore said: {said}")
         await self._cluster.kubectl("delete", f"pod/{RESTORE_POD}", f"secret/{IDENTITY}")
         await self._cluster.kubectl("scale", "statefulset", f"{RELEASE}-postgresql", "--replicas=1")
+        await self._cluster.kubectl("scale", "deploy", "-l", OURS, "--replicas=1")
         return next(line for line in said.splitlines() if line.startswith("/data/18/docker"))
 
     def _pod(self, at: str) -> dict[str, Any]:
