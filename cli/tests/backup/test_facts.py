@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -197,13 +198,13 @@ def a_day(sales: int = 20) -> list[Event]:
 class Between:
     """The server, as asked by a command in whose way something comes just before, or just after, a statement that begins so."""
 
-    def __init__(self, asked: Asked, begin: str, act: Callable[[], Awaitable[None]], *, after: bool = False) -> None:
+    def __init__(self, asked: "Asked | Between", begin: str, act: Callable[[], Awaitable[None]], *, after: bool = False) -> None:
         self._asked = asked
         self._begin = begin
         self._act = act
         self._after = after
         self._is_dead = False
-        self.database = asked.database
+        self.database: str = asked.database
 
     async def __call__(self, statement: str, *, anywhere: bool = False) -> list[list[str]]:
         is_meant = self._is_dead or statement.startswith(self._begin)
@@ -221,6 +222,17 @@ class Between:
         except KeyboardInterrupt:
             self._is_dead, self._after = True, False
             raise
+
+
+def at(time: int, act: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Acts that time alone, counted from 1."""
+    times = count(1)
+
+    async def perhaps() -> None:
+        if next(times) == time:
+            await act()
+
+    return perhaps
 
 
 async def die() -> None:
@@ -463,6 +475,13 @@ async def test_a_restore_that_dies_leaves_what_is_right_when_it_has_caught_up(re
         await reports.restore(partial(Between, begin=f"RENAME DATABASE `{database}_restoring", act=die, after=True))
     await reports.catch_up()
     assert await reports.contents() == wanted
+    # Also where somebody consumed until the change of places: what that was went aside.
+    await reports.publish(more := a_day(5))
+    dying = partial(Between, begin=f"RENAME DATABASE `{database}_restoring", act=die, after=True)
+    with pytest.raises(KeyboardInterrupt):
+        await reports.restore(lambda asked: Between(dying(asked), "RENAME", at(1, reports.catch_up)))
+    await reports.catch_up()
+    assert await reports.contents() == await reports.told([*events, *later, *more])
 
 
 async def test_a_change_of_places_that_is_refused_is_taken_back(reports: Reports) -> None:
@@ -476,10 +495,44 @@ async def test_a_change_of_places_that_is_refused_is_taken_back(reports: Reports
     async def refuse() -> None:
         raise Refused("500", "497")
 
+    database = reports.url.rpartition("/")[2]
+    takes_place = partial(Between, begin=f"RENAME DATABASE `{database}_restoring", act=refuse)
     with pytest.raises(Refused):
-        await reports.restore(partial(Between, begin=f"RENAME DATABASE `{reports.url.rpartition('/')[2]}_restoring", act=refuse))
+        await reports.restore(takes_place)
     assert await databases(reports) == before
     await reports.catch_up()
+    assert await reports.contents() == there
+
+    # Nor can what was restored be dropped: what was there before comes back all the same.
+    with pytest.raises(
+        CannotBackUp, match=r"^ClickHouse refuses \(500, code 497\): .* The database `?\w+_restoring_\w+`? is left over: drop it\.$"
+    ):
+        await reports.restore(lambda asked: Between(takes_place(asked), "DROP", refuse))
+    (left,) = await databases(reports) - before
+    assert left.startswith(f"{database}_restoring_")
+    await reports.catch_up()
+    assert await reports.contents() == there
+
+    # Nothing can be put back: it is said where it is.
+    with pytest.raises(CannotBackUp, match=rf"The facts of before are in the database {database}_before_\w+, and there is no {database}"):
+        await reports.restore(lambda asked: Between(takes_place(asked), f"RENAME DATABASE `{database}_before", refuse))
+    (aside,) = await databases(reports) - before - {left}
+    async with opened(f"{reports.server}/{aside}") as clickhouse:
+        assert await contents(clickhouse) == there
+    await reports.restore()
+    await reports.catch_up()
+    assert await reports.contents() == there
+
+    # Nor can it be asked.
+    async def vanish() -> None:
+        raise httpx.ConnectError("gone")
+
+    with pytest.raises(
+        CannotBackUp, match=rf"the facts of before are in {database} or in {database}_before_\w+; drop {database}_restoring_\w+"
+    ):
+        await reports.restore(
+            lambda asked: Between(Between(takes_place(asked), "DROP", vanish), "SELECT count() FROM system.d", at(2, vanish))
+        )
     assert await reports.contents() == there
 
 
@@ -543,19 +596,21 @@ async def test_facts_that_are_consumed_are_not_restored_over(reports: Reports) -
     await task
 
     # It was started too early, and ended: what it took in went aside with the facts of before.
-    await reports.restore(lambda asked: Between(asked, "RENAME", reports.catch_up))
+    await reports.restore(lambda asked: Between(asked, "RENAME", at(1, reports.catch_up)))
     await reports.catch_up()
     assert await reports.contents() == (wanted := await reports.told([*events, *later]))
 
-    # It was started too early, and goes on: the restore says that it must be done again.
+    # It was started too early, and goes on: the restore says that it must be done again, and has what was there back.
     stop.clear()
-    tasks = []
+    tasks, before = [], await databases(reports)
 
     async def start() -> None:
         tasks.append(await consuming())
 
     with pytest.raises(CannotBackUp, match="restore again"):
-        await reports.restore(lambda asked: Between(asked, "RENAME", start))
+        await reports.restore(lambda asked: Between(asked, "RENAME", at(1, start)))
+    assert await databases(reports) == before
+    assert await reports.contents() == wanted
     stop.set()
     await asyncio.gather(*tasks)
     await reports.restore()

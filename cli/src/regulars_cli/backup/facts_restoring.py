@@ -1,7 +1,8 @@
-"""Restoring the facts: the server's own RESTORE into a database beside, the group's offsets set back, and then the databases change places.
+"""Restoring the facts: the server's own RESTORE into a database beside, which then takes the place of the one there is.
 
-In that order, so that whatever dies on the way leaves nothing that looks right and is not: before the change of places there are the
-facts of before, into which events come again and replace themselves.
+The group's offsets are set back between the two renames, when there is no database: nobody can insert then, so nobody commits. Whatever
+dies on the way leaves nothing that looks right and is not: before that there are the facts of before, or none until it is done again;
+after it whoever consumes goes on from where the backup ends.
 """
 
 import secrets
@@ -14,7 +15,7 @@ from kit.bus.interface import Bus, GroupIsActive, TopicPartition
 from kit.clock import Clock
 from regulars_cli.backup import CannotBackUp
 from regulars_cli.backup.facts import FORMAT, FactsBackup, read_facts
-from regulars_cli.backup.facts_taking import GROUP, events_at, named, operate, partitions, place_of, text
+from regulars_cli.backup.facts_taking import GROUP, events_at, named, operate, partitions, place_of, refusal, text
 from regulars_cli.backup.stores import Store
 from regulars_cli.clickhouse import ClickHouse, Refused
 
@@ -45,7 +46,7 @@ async def restore_facts(clickhouse: ClickHouse, bus: Bus, store: Store, backup: 
     A rebuild that is under way finds its tables gone, and fails.
 
     Raises:
-        CannotBackUp, Refused, httpx.HTTPError: it must be done again, where it says so, or the facts are those of before.
+        CannotBackUp, Refused, httpx.HTTPError: the facts are those of before, or it says in which database they are.
     """
     offsets, behind = await _go_on_from(bus, backup)
     if any(lag.owner for lag in await bus.lag(GROUP)):
@@ -54,20 +55,51 @@ async def restore_facts(clickhouse: ClickHouse, bus: Bus, store: Store, backup: 
     fresh, aside = f"{database}_restoring_{secrets.token_hex(4)}", ""
     try:
         await operate(clickhouse, f"RESTORE DATABASE {named(backup.database)} AS {named(fresh)} FROM {where}", "RESTORED")
-        await _set_offsets(bus, offsets)
         if await _has(clickhouse, database):
             aside = f"{database}_before_{clock.now():%Y%m%dT%H%M%SZ}"
             await _rename(clickhouse, database, aside)
+        await _set_offsets(bus, offsets)
         await _rename(clickhouse, fresh, database)
-    except BaseException:
-        with suppress(Refused, httpx.HTTPError):
-            await clickhouse(f"DROP DATABASE IF EXISTS {named(fresh)} SYNC SETTINGS max_table_size_to_drop = 0", anywhere=True)
-            if aside and not await _has(clickhouse, database):
-                await _rename(clickhouse, aside, database)
+    except BaseException as error:
+        await _take_back(clickhouse, fresh, aside)
+        if isinstance(error, CannotBackUp | Refused | httpx.HTTPError) and (left := await _what_is_left(clickhouse, fresh, aside)):
+            raise CannotBackUp(f"{_reason(error)} {left}") from None
         raise
-    # Whoever began to consume in between moved them on, and what was consumed went aside.
-    await _set_offsets(bus, offsets)
     return Restored(aside, behind)
+
+
+async def _take_back(clickhouse: ClickHouse, fresh: str, aside: str) -> None:
+    """As it was, as far as the server lets."""
+    if aside:
+        # Refused where it never went, or where the other one has its place already.
+        with suppress(Refused, httpx.HTTPError):
+            await _rename(clickhouse, aside, clickhouse.database)
+    with suppress(Refused, httpx.HTTPError):
+        await clickhouse(f"DROP DATABASE IF EXISTS {named(fresh)} SETTINGS max_table_size_to_drop = 0", anywhere=True)
+
+
+async def _what_is_left(clickhouse: ClickHouse, fresh: str, aside: str) -> str:
+    """What is not as it was: which database is where, and what to do. Empty: all is."""
+    database = clickhouse.database
+    try:
+        there = {name for name in (database, fresh, aside) if name and await _has(clickhouse, name)}
+    except (Refused, httpx.HTTPError):
+        of_before = f"the facts of before are in {database} or in {aside}" if aside else f"{database} is as it was"
+        return f"What is where could not be asked: {of_before}; drop {fresh}, if it is there."
+    said = []
+    if aside in there and database in there:
+        said.append(f"The facts of before are in the database {aside}; see what {database} holds, or restore again.")
+    elif aside in there:
+        said.append(f"The facts of before are in the database {aside}, and there is no {database}: restore again, or rename it back.")
+    if fresh in there:
+        said.append(f"The database {fresh} is left over: drop it.")
+    return " ".join(said)
+
+
+def _reason(error: CannotBackUp | Refused | httpx.HTTPError) -> str:
+    if isinstance(error, Refused):
+        return str(refusal(error))
+    return str(error) if isinstance(error, CannotBackUp) else f"ClickHouse does not answer ({type(error).__name__})."
 
 
 async def _go_on_from(bus: Bus, backup: FactsBackup) -> tuple[dict[TopicPartition, int], int]:
