@@ -32,7 +32,7 @@ from kit.ids import uuid7
 from kit.metrics import BACKUP_LAST_SUCCESS
 from kit.outbox import Event
 from regulars_cli.backup import CannotBackUp
-from regulars_cli.backup.archive import write_json
+from regulars_cli.backup.archive import Backup, Part, write_json
 from regulars_cli.backup.facts import FORMAT, FactsBackup, prunable_facts, read_facts
 from regulars_cli.backup.facts_restoring import choose, restore_facts
 from regulars_cli.backup.facts_taking import GROUP, partitions, place_of, take_facts_backup
@@ -40,6 +40,9 @@ from regulars_cli.backup.following import Watched, _look
 from regulars_cli.backup.stores import Bucket, Folder, Store, Stored, address_for_others
 from regulars_cli.clickhouse import ClickHouse as Asked
 from regulars_cli.clickhouse import Refused
+from regulars_cli.doctor.backups import check_backups
+from regulars_cli.doctor.findings import Finding
+from regulars_cli.doctor.surroundings import Surroundings
 from regulars_cli.main import main
 from reporting.clickhouse import ClickHouse, migrate, open_clickhouse
 from reporting.facts.consumers import GROUP as CONSUMERS
@@ -290,7 +293,7 @@ async def test_lost_facts_come_back_and_catch_up_with_what_was_sold_before_durin
             stop.set()
             await consuming
     events += more
-    (backup,) = read_facts(Folder(notes))
+    (backup,) = read_facts(Folder(notes)).backups
     # Much of it came while it was taken.
     assert sum(each.end - each.offset for each in backup.positions) > 0
     assert f"{backup.id} is whole on the disk backups of ClickHouse" in capsys.readouterr().out
@@ -359,7 +362,7 @@ async def test_a_bucket_holds_facts_that_come_back_and_keys_are_told_to_nobody(
     await reports.publish(events)
     await reports.catch_up()
     assert await command("backup", "facts") == 0
-    (backup,) = read_facts(store)
+    (backup,) = read_facts(store).backups
     assert (backup.disk, backup.size) == ("", sum(each.size for each in store.list("facts-data/")))
     later = a_day(7)
     await reports.publish(later)
@@ -435,16 +438,16 @@ async def test_a_backup_that_was_cut_off_before_its_note_is_none_and_is_cleared_
         await bucket.back_up(lambda asked: Between(asked, "SELECT status", die), clock)
     # The server goes on with it.
     await is_written(bucket)
-    assert [each.id for each in read_facts(bucket.store)] == [whole.id]
+    assert [each.id for each in read_facts(bucket.store).backups] == [whole.id]
     assert choose(bucket.store, None) == whole
-    assert prunable_facts(bucket.store, 7, clock.now()) == ([], [])
-    old, objects = prunable_facts(bucket.store, 1, clock.now() + timedelta(days=3))
+    assert prunable_facts(bucket.store, read_facts(bucket.store), 7, clock.now()) == ([], [])
+    old, objects = prunable_facts(bucket.store, read_facts(bucket.store), 1, clock.now() + timedelta(days=3))
     assert old == []
     assert objects
     assert not any(whole.id in each.name for each in objects)
     # The newest stay; the note of one that goes is the first to go.
     await bucket.back_up(clock=HeldClock(clock.now() + timedelta(days=3)))
-    old, objects = prunable_facts(bucket.store, 1, clock.now())
+    old, objects = prunable_facts(bucket.store, read_facts(bucket.store), 1, clock.now())
     assert old == [whole]
     assert objects[0].name == f"facts/{whole.id}.json"
     assert {each.name.split("/")[1].removesuffix(".json") for each in objects} == {whole.id}
@@ -715,7 +718,7 @@ async def test_tables_that_change_places_are_not_backed_up(reports: Reports) -> 
     for act in (another, release, begins):
         with pytest.raises(CannotBackUp, match=r"meanwhile: take another backup|A rebuild is under way"):
             await reports.back_up(partial(Between, begin="BACKUP", act=act, after=True))
-    assert len(read_facts(reports.store)) == 1
+    assert len(read_facts(reports.store).backups) == 1
 
 
 async def test_dead_letters_that_were_replayed_since_are_replayed_again(reports: Reports) -> None:
@@ -806,7 +809,7 @@ async def test_on_a_disk_of_the_server_only_the_note_can_be_cleared_away(
     said = capsys.readouterr().out
     assert "1 backups of facts and all in all 1 objects" in said
     assert f"only you can remove facts-data/{first.id}." in said
-    assert read_facts(reports.store) == [second]
+    assert read_facts(reports.store).backups == [second]
 
 
 def test_a_note_of_a_newer_release_is_left_to_that(tmp_path: Path) -> None:
@@ -857,7 +860,7 @@ async def test_the_age_of_the_newest_is_told_where_there_is_one(reports: Reports
     def told() -> dict[str, float]:
         return {s.labels["kind"]: s.value for family in BACKUP_LAST_SUCCESS.collector.collect() for s in family.samples}
 
-    async def look() -> None:
+    async def look(*, wanted: bool = False) -> None:
         """Once."""
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
 
@@ -866,7 +869,7 @@ async def test_the_age_of_the_newest_is_told_where_there_is_one(reports: Reports
                 loop.call_soon_threadsafe(stopping.set)
                 return super().list(prefix)
 
-        await _look(Last(Path(reports.store.place)), Watched(CLOCK), stopping)
+        await _look(Last(Path(reports.store.place)), Watched(CLOCK), stopping, facts_wanted=wanted)
 
     BACKUP_LAST_SUCCESS.forget()
     await look()
@@ -875,3 +878,120 @@ async def test_the_age_of_the_newest_is_told_where_there_is_one(reports: Reports
     newest = await reports.back_up()
     await look()
     assert told() == {"clickhouse": newest.ended_at.timestamp()}
+    for note in reports.store.list("facts/"):
+        reports.store.delete(note.name)
+    # None is there though some are wanted: whatever looks at the age sees it.
+    await look(wanted=True)
+    assert told() == {"clickhouse": 0}
+    await look()
+    assert told() == {}
+
+
+def spoil(store: Store, identity: str) -> None:
+    store.put(f"facts/{identity}.json", [b"garbage"])
+
+
+async def findings(reports: Reports, **settings: str) -> dict[str, Finding]:
+    """What `regulars doctor` says of backups."""
+    around = Surroundings(settings, None, "", {}, reports.store.place, Path(), SystemClock())
+    return {each.subject: each for each in await check_backups(around)}
+
+
+async def test_that_there_is_none_though_some_are_wanted_is_said(reports: Reports) -> None:
+    assert "clickhouse" not in await findings(reports)
+    missing = (await findings(reports, BACKUP_FACTS="1"))["clickhouse"]
+    assert missing.status == "warning"
+    assert missing.sentence.startswith("There is no backup of the facts in ")
+
+
+async def test_a_damaged_note_is_a_fault_of_its_own(
+    reports: Reports, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Base backups are listed, proven, cleared away and watched as ever."""
+    monkeypatch.setenv("BACKUP_TO", reports.store.place)
+    now = SystemClock().now()
+    first, second = await reports.back_up(), await reports.back_up()
+    spoil(reports.store, second.id)
+    base = Backup(
+        format=1,
+        id="20261101T000000Z",
+        system_identifier="1",
+        started_at=now,
+        ended_at=now,
+        timeline=1,
+        start_lsn="0/1000000",
+        end_lsn="0/1000000",
+        segment_bytes=16 * 1024 * 1024,
+        server_version="18",
+        release="1",
+        parts=[Part("base/20261101T000000Z/base.tar.zst", 1, "")],
+    )
+    write_json(reports.store, f"base/{base.id}/backup.json", base)
+
+    assert await command("backup", "list") == 1
+    said = capsys.readouterr()
+    assert f"{base.id}  " in said.out
+    assert f"{first.id}  " in said.out
+    damaged = f"facts/{second.id}.json is not what this release writes"
+    assert damaged in said.err
+    assert await command("backup", "verify", first.id) == 0
+    capsys.readouterr()
+    assert await command("backup", "verify") == 1
+    said_of_all = capsys.readouterr().out
+    assert damaged in said_of_all
+    assert "1 base backups and their WAL and 1 backups of facts are good, 2 are not" in said_of_all
+    assert await command("backup", "prune", "--keep", "1", "--dry-run") == 1
+    said = capsys.readouterr()
+    assert "0 base backups, 0 backups of facts and all in all 0 objects" in said.out
+    assert damaged in said.err
+
+    found = await findings(reports)
+    assert found["postgres"].status == "ok"
+    assert found["clickhouse"].status == "warning"
+    assert damaged in found["clickhouse"].sentence
+
+    watched, stopping = Watched(SystemClock()), asyncio.Event()
+    looking = asyncio.create_task(_look(reports.store, watched, stopping, facts_wanted=True))
+
+    async def knows() -> bool:
+        return watched.could_be_lost_seconds() < 3600
+
+    await until(knows, "the base backup is known")
+    stopping.set()
+    await looking
+
+    # Of two backups the newest is restored: which one, where it is damaged, is for somebody to say.
+    with pytest.raises(CannotBackUp, match=rf"{second.id}.json is not what .* `--backup` names another one"):
+        choose(reports.store, None)
+    assert choose(reports.store, first.id) == first
+    await reports.back_up()
+
+
+async def test_far_fewer_facts_than_there_were_are_not_backed_up(
+    reports: Reports, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await reports.publish(a_day())
+    await reports.catch_up()
+    whole = await reports.back_up()
+    assert whole.rows["sales"] == 20
+    # It was lost and made anew, and one sale came in.
+    made_anew = replace(reports, url=f"{reports.server}/{await new_database(reports.server)}")
+    _, sold = sale(member="", day="2026-11-22", lines=[("A100", "1", 10_00)])
+    await made_anew.publish([sold])
+    await made_anew.catch_up()
+    monkeypatch.setenv("BUS_URL", made_anew.bus_url)
+    monkeypatch.setenv("CLICKHOUSE_URL", made_anew.url)
+    monkeypatch.setenv("BACKUP_TO", reports.store.place)
+    assert await command("backup", "facts", "--disk", DISK) == 1
+    assert f"There are 1 rows of sales, and {whole.id} has 20: was the server lost?" in capsys.readouterr().err
+    assert choose(reports.store, None) == whole
+    await made_anew.restore()
+    await made_anew.catch_up()
+    assert (await made_anew.back_up()).rows["sales"] == 21
+
+    fewer = replace(reports, url=f"{reports.server}/{await new_database(reports.server)}")
+    await fewer.publish([sale(member="", day="2026-11-23", lines=[("A100", "1", 10_00)])[1]])
+    await fewer.catch_up()
+    monkeypatch.setenv("CLICKHOUSE_URL", fewer.url)
+    assert await command("backup", "facts", "--disk", DISK, "--although-fewer") == 0
+    assert choose(reports.store, None).rows["sales"] == 1

@@ -156,6 +156,13 @@ class Metric(Generic[Child]):
         for values in product(*choices):
             self.of(*values)
 
+    def remove(self, *values: object) -> None:
+        """Has no series of these label values any more."""
+        if self._children.pop(values, None) is not None:
+            texts = tuple(label.value(given) for label, given in zip(self.labels, values, strict=True))
+            self._series.discard(texts)
+            self._parent.remove(*texts)
+
     def forget(self) -> None:
         """Has no series any more. For tests."""
         if self.labels:

@@ -36,6 +36,10 @@ _HISTORY = re.compile(r"^wal/[0-9A-F]{8}/(?P<name>[0-9A-F]{8}\.history)\.zst(\.a
 T = TypeVar("T", bound=Struct)
 
 
+class Damaged(CannotBackUp):
+    """An object is not what this release writes."""
+
+
 class Server(Struct, frozen=True):
     """Whose archive it is."""
 
@@ -219,13 +223,13 @@ def write_checksum(store: Store, name: str, sha256: str) -> None:
 
 
 def read_json(store: Store, name: str, form: type[T]) -> T | None:
-    """A small object; None where there is none."""
+    """A small object; None where there is none. Raises CannotBackUp when it cannot be read: `Damaged`, where that would not mend itself."""
     try:
         return msgspec.json.decode(b"".join(store.get(name)), type=form)
     except ObjectMissing:
         return None
     except msgspec.DecodeError as error:
-        raise CannotBackUp(f"{store.place}/{name} is not what this release writes: it is damaged, or of a newer release.") from error
+        raise Damaged(f"{store.place}/{name} is not what this release writes: it is damaged, or of a newer release.") from error
 
 
 def write_json(store: Store, name: str, content: Struct) -> None:

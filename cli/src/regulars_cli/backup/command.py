@@ -31,7 +31,7 @@ from regulars_cli.backup.arguments import (
 )
 from regulars_cli.backup.bases import take_base_backup
 from regulars_cli.backup.checking import Fault, Unproven, prunable, verify
-from regulars_cli.backup.facts import DATA, FactsBackup, prunable_facts, read_facts, verify_facts
+from regulars_cli.backup.facts import DATA, NOTES, FactsBackup, FactsContents, prunable_facts, read_facts, verify_facts
 from regulars_cli.backup.facts_taking import facts_and_bus, take_facts_backup
 from regulars_cli.backup.sealing import Sealer, new_identity
 from regulars_cli.backup.servers import Server, find_server
@@ -65,6 +65,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         writes=True,
     )
     facts.add_argument("--disk", metavar="NAME", default="", help="the disk of the server to write to, where PLACE is no bucket")
+    facts.add_argument("--although-fewer", action="store_true", help="also where a table has less than half the rows of the newest backup")
     facts.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
 
     listed = _add(actions, "list", _list, "what can be restored")
@@ -153,7 +154,7 @@ def _facts(parsed: argparse.Namespace) -> int:
 
     async def act() -> FactsBackup:
         async with facts_and_bus(noted, parsed.var) as (clickhouse, bus):
-            return await take_facts_backup(clickhouse, bus, store, parsed.disk, clock)
+            return await take_facts_backup(clickhouse, bus, store, parsed.disk, clock, although_fewer=parsed.although_fewer)
 
     backup = asyncio.run(act())
     note_place(parsed.var, store)
@@ -170,9 +171,9 @@ def _list(parsed: argparse.Namespace) -> int:
     store = store_of(parsed)
     contents, facts = read_contents(store), read_facts(store)
     if parsed.json:
-        print(json.dumps([*map(_facts_document, facts), *(_document(contents, backup) for backup in contents.backups)], indent=2))
+        print(json.dumps([*map(_facts_document, facts.backups), *(_document(contents, backup) for backup in contents.backups)], indent=2))
     else:
-        for each in facts:
+        for each in facts.backups:
             print(f"{each.id}  {each.size / 1e6:,.1f} MB, facts of reports, {_where(each, store)}")
         for backup in contents.backups:
             reaches = contents.restorable_until(backup)
@@ -181,10 +182,16 @@ def _list(parsed: argparse.Namespace) -> int:
             print(f"{backup.id}  {backup.size / 1e6:,.1f} MB{encrypted}, restores {instant(backup.ended_at)} to {instant(reaches)}{gap}")
         for identity in contents.unfinished:
             print(f"{identity}  is not whole: it is being taken now, or was cut off")
+    _tell(facts)
     if not contents.backups:
         print(f"There is no base backup in {store.place}: take one with `regulars backup run`.", file=sys.stderr)
         return 1
-    return 0
+    return 1 if facts.damaged else 0
+
+
+def _tell(facts: FactsContents) -> None:
+    for fault in facts.damaged:
+        print(f"A backup of the facts: {fault.sentence}", file=sys.stderr)
 
 
 def _document(contents: Contents, backup: Backup) -> dict[str, Any]:
@@ -218,12 +225,14 @@ def _verify(parsed: argparse.Namespace) -> int:
     store, opener = store_of(parsed), opener_of(parsed)
     contents = read_contents(store)
     backups = [each for each in contents.backups if parsed.backup in (None, each.id)]
-    facts = [each for each in read_facts(store) if parsed.backup in (None, each.id)]
-    if not backups and not facts:
+    noted = read_facts(store)
+    facts = [each for each in noted.backups if parsed.backup in (None, each.id)]
+    damaged = [each for each in noted.damaged if parsed.backup is None or each.name == f"{NOTES}{parsed.backup}.json"]
+    if not backups and not facts and not damaged:
         raise CannotBackUp(f"There is no {'base backup' if parsed.backup is None else parsed.backup} in {store.place}.")
     began = SystemClock().now()
     good = faults = passing = unproven = 0
-    for found in chain(verify(store, contents, backups, opener), verify_facts(store, facts)):
+    for found in chain(verify(store, contents, backups, opener), damaged, verify_facts(store, facts)):
         match found:
             case Fault():
                 faults += 1
@@ -256,7 +265,8 @@ def _note_verified(store: Store, verified: Verified) -> None:
 def _prune(parsed: argparse.Namespace) -> int:
     store, now = store_of(parsed), SystemClock().now()
     old, objects = prunable(read_contents(store), parsed.keep, now)
-    old_facts, of_facts = prunable_facts(store, parsed.keep, now)
+    facts = read_facts(store)
+    old_facts, of_facts = prunable_facts(store, facts, parsed.keep, now)
     objects += of_facts
     if not parsed.dry_run:
         for each in objects:
@@ -269,7 +279,8 @@ def _prune(parsed: argparse.Namespace) -> int:
     for backup in old_facts:
         if backup.disk:
             print(f"On the disk {backup.disk} of ClickHouse only you can remove {DATA}{backup.id}.")
-    return 0
+    _tell(facts)
+    return 1 if facts.damaged else 0
 
 
 def _keygen(parsed: argparse.Namespace) -> int:

@@ -4,12 +4,13 @@ facts/20261122T141500Z.json       what it is, and where on the bus it stands: wr
 facts-data/20261122T141500Z/…      what the ClickHouse server wrote: here if this is a bucket, else on a disk of its own
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from msgspec import Struct
 
-from regulars_cli.backup.archive import read_json
+from regulars_cli.backup.archive import Damaged, read_json
 from regulars_cli.backup.checking import Fault, Unproven, is_abandoned
 from regulars_cli.backup.stores import Store, Stored
 
@@ -45,16 +46,38 @@ class FactsBackup(Struct, frozen=True, kw_only=True):
     files: int
     size: int
     positions: Sequence[Position]
+    # By table, as they were counted before; none: an older release did not.
+    rows: Mapping[str, int] = {}
 
 
-def read_facts(store: Store) -> list[FactsBackup]:
-    """Those that are whole, the oldest first. Raises CannotBackUp when they cannot be read, or were written by a newer release."""
-    found = [read_json(store, each.name, FactsBackup) for each in store.list(NOTES)]
-    return [each for each in found if each is not None]
+@dataclass(frozen=True)
+class FactsContents:
+    """Those that are whole, the oldest first, and what is wrong with the notes that cannot be read."""
+
+    backups: Sequence[FactsBackup]
+    damaged: Sequence[Fault]
+
+
+def facts_are_wanted(environ: Mapping[str, str]) -> bool:
+    """Whether there should be some, as the settings say."""
+    return environ.get("BACKUP_FACTS", "") == "1"
+
+
+def read_facts(store: Store) -> FactsContents:
+    """All that there is. Raises CannotBackUp when the place cannot be read."""
+    backups, damaged = [], []
+    for each in store.list(NOTES):
+        try:
+            found = read_json(store, each.name, FactsBackup)
+        except Damaged as reason:
+            damaged.append(Fault(each.name, str(reason)))
+        else:
+            backups += [] if found is None else [found]
+    return FactsContents(backups, damaged)
 
 
 def newest_facts(store: Store) -> FactsBackup | None:
-    """The newest that is whole. Raises as `read_facts` does."""
+    """The newest that is whole. Raises CannotBackUp when it cannot be read; `Damaged`, where its note is."""
     listed = store.list(NOTES)
     return read_json(store, listed[-1].name, FactsBackup) if listed else None
 
@@ -84,15 +107,18 @@ def verify_facts(store: Store, backups: Sequence[FactsBackup]) -> Iterator[Fault
             yield Fault(f"{DATA}{backup.id}", said)
 
 
-def prunable_facts(store: Store, keep: int, now: datetime) -> tuple[list[FactsBackup], list[Stored]]:
-    """The backups that are older than the newest `keep`, and the objects of these and of none, in the order to delete them in."""
-    backups, held = read_facts(store), data_of(store)
-    old = backups[:-keep]
+def prunable_facts(store: Store, contents: FactsContents, keep: int, now: datetime) -> tuple[list[FactsBackup], list[Stored]]:
+    """The backups that are older than the newest `keep`, and the objects of these and of none, in the order to delete them in.
+
+    What belongs to a note that cannot be read stays, with the note.
+    """
+    backups, held = contents.backups, data_of(store)
+    old = list(backups[:-keep])
     objects: list[Stored] = []
     for backup in old:
         objects += [Stored(f"{NOTES}{backup.id}.json", 0, backup.ended_at), *held.pop(backup.id, ())]
-    whole = {backup.id for backup in backups}
+    noted = {backup.id for backup in backups} | {each.name.removeprefix(NOTES).removesuffix(".json") for each in contents.damaged}
     for identity, left in held.items():
-        if identity not in whole and is_abandoned(identity, now):
+        if identity not in noted and is_abandoned(identity, now):
             objects += left
     return old, objects

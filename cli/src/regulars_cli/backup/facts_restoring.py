@@ -14,7 +14,7 @@ import httpx
 from kit.bus.interface import Bus, GroupIsActive, TopicPartition
 from kit.clock import Clock
 from regulars_cli.backup import CannotBackUp
-from regulars_cli.backup.facts import FORMAT, FactsBackup, read_facts
+from regulars_cli.backup.facts import FORMAT, NOTES, FactsBackup, read_facts
 from regulars_cli.backup.facts_taking import GROUP, events_at, named, operate, partitions, place_of, refusal, text
 from regulars_cli.backup.stores import Store
 from regulars_cli.clickhouse import ClickHouse, Refused
@@ -32,7 +32,14 @@ class Restored:
 
 def choose(store: Store, identity: str | None) -> FactsBackup:
     """The backup of that name, or the newest. Raises CannotBackUp."""
-    found = [each for each in read_facts(store) if identity in (None, each.id)]
+    contents = read_facts(store)
+    found = [each for each in contents.backups if identity in (None, each.id)]
+    for fault in contents.damaged:
+        # Where the newest is damaged, which one is restored in its place is for somebody to say.
+        if fault.name == f"{NOTES}{identity}.json" or (
+            identity is None and not any(f"{NOTES}{each.id}.json" > fault.name for each in found)
+        ):
+            raise CannotBackUp(f"{fault.sentence} `--backup` names another one, which `regulars backup list` shows.")
     if not found:
         raise CannotBackUp(f"There is no {'backup of the facts' if identity is None else identity} in {store.place}.")
     if found[-1].format > FORMAT:

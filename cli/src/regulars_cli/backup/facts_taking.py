@@ -29,7 +29,7 @@ from kit.clock import Clock
 from kit.settings import SettingsInvalid
 from regulars_cli.backup import CannotBackUp
 from regulars_cli.backup.archive import write_json
-from regulars_cli.backup.facts import DATA, FORMAT, NOTES, FactsBackup, Position
+from regulars_cli.backup.facts import DATA, FORMAT, NOTES, FactsBackup, FactsContents, Position, read_facts
 from regulars_cli.backup.stores import Bucket, Store, address_for_others
 from regulars_cli.bus.settings import BusUnknown, find_bus
 from regulars_cli.clickhouse import ClickHouse, Refused
@@ -48,10 +48,9 @@ SELECT
     (SELECT count() FROM rebuilds FINAL), (SELECT toString(max(changed_at)) FROM rebuilds FINAL),
     (SELECT max(name) FROM migrations)
 """
-_FACTS = """
-SELECT
-    (SELECT count() FROM sales) + (SELECT count() FROM returns) + (SELECT count() FROM points_moves) + (SELECT count() FROM members)
-"""
+# What tells how much there is.
+_FACTS = ("sales", "returns", "points_moves", "members")
+_COUNT = f"SELECT {', '.join(f'(SELECT count() FROM {table})' for table in _FACTS)}"
 _HOW_IT_GOES = "SELECT status, extract(error, '^Code: ([0-9]+)'), num_entries, compressed_size FROM system.backups WHERE id = "
 _WHY = {
     "36": "it does not know the place, or is not set up for backups to that disk (`backups.allowed_disk`).",
@@ -88,15 +87,24 @@ async def facts_and_bus(noted: Mapping[str, str], var: Path) -> AsyncIterator[tu
         raise CannotBackUp(str(reason)) from None
 
 
-async def take_facts_backup(clickhouse: ClickHouse, bus: Bus, store: Store, disk: str, clock: Clock) -> FactsBackup:
-    """Has the server back its facts up. On return that is whole; if it raises, there is no new backup."""
+async def take_facts_backup(
+    clickhouse: ClickHouse, bus: Bus, store: Store, disk: str, clock: Clock, *, although_fewer: bool = False
+) -> FactsBackup:
+    """Has the server back its facts up. On return that is whole; if it raises, there is no new backup.
+
+    Far fewer facts than there were are not backed up, unless it is said that they rightly are: a server that was lost and made anew has
+    few, and a backup of it would be restored before the ones that have all, and these removed as old.
+    """
     started_at = clock.now()
     identity = started_at.strftime("%Y%m%dT%H%M%SZ")
     where = place_of(store, identity, disk)
     tables = await _tables(clickhouse)
     offsets = await _committed(bus)
-    if any(offsets.values()) and await clickhouse(_FACTS) == [["0"]]:
+    rows = await _rows(clickhouse)
+    if any(offsets.values()) and not any(rows.values()):
         raise CannotBackUp("There are no facts, though events were taken in before: have them made anew with `regulars reporting rebuild`.")
+    if not although_fewer:
+        _refuse_fewer(rows, await asyncio.to_thread(read_facts, store))
     ((server_version,),) = await clickhouse("SELECT version()")
     count, size = await operate(clickhouse, f"BACKUP DATABASE {named(clickhouse.database)} TO {where}", "BACKUP_CREATED")
     if await _tables(clickhouse) != tables:
@@ -122,9 +130,29 @@ async def take_facts_backup(clickhouse: ClickHouse, bus: Bus, store: Store, disk
         files=count,
         size=size,
         positions=[Position(*source, offset, ends[source], last.get(source, "")) for source, offset in sorted(offsets.items())],
+        rows=rows,
     )
     await asyncio.to_thread(write_json, store, f"{NOTES}{identity}.json", backup)
     return backup
+
+
+async def _rows(clickhouse: ClickHouse) -> dict[str, int]:
+    (counts,) = await clickhouse(_COUNT)
+    return dict(zip(_FACTS, map(int, counts), strict=True))
+
+
+def _refuse_fewer(rows: Mapping[str, int], before: FactsContents) -> None:
+    """Raises CannotBackUp where a table has less than half of what the newest backup has.
+
+    Rows that came twice are merged away at some time, so a few less are no sign of anything.
+    """
+    newest = before.backups[-1] if before.backups else None
+    for table, count in rows.items():
+        if newest is not None and 2 * count < (had := newest.rows.get(table, 0)):
+            raise CannotBackUp(
+                f"There are {count:,} rows of {table}, and {newest.id} has {had:,}: was the server lost? Restore them (`regulars"
+                " restore-facts`) or have them made anew (`regulars reporting rebuild --from-ledger`); `--although-fewer`, if that is all."
+            )
 
 
 async def _tables(clickhouse: ClickHouse) -> list[str]:

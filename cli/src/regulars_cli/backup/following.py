@@ -6,6 +6,7 @@ that backup to now without a gap, on the backup's own timeline. Whether it does 
 
 import asyncio
 import logging
+import os
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
@@ -17,7 +18,7 @@ from kit.settings import SettingsInvalid, load
 from kit.telemetry import configure_logging
 from regulars_cli.backup import CannotBackUp
 from regulars_cli.backup.archive import VERIFIED, Contents, Covered, Verified, read_contents, read_json
-from regulars_cli.backup.facts import newest_facts
+from regulars_cli.backup.facts import facts_are_wanted, newest_facts
 from regulars_cli.backup.sealing import Sealer
 from regulars_cli.backup.servers import Server
 from regulars_cli.backup.stores import Store
@@ -39,7 +40,7 @@ async def follow(server: Server, store: Store, sealer: Sealer, every_seconds: fl
             watched = Watched(clock)
             health.require("wal", watched.what_is_wrong)
             stopping = stop_when_told(health, 0)
-            looking = asyncio.create_task(_look(store, watched, stopping))
+            looking = asyncio.create_task(_look(store, watched, stopping, facts_wanted=facts_are_wanted(os.environ)))
             health.start()
             log.info("fetching WAL", extra={"to": store.place, "encrypted": sealer.encrypts})
             await fetch(server, store, sealer, every_seconds, stopping, watched.hear)
@@ -115,14 +116,13 @@ class Watched:
         return "not fetching" if self._fault else ""
 
 
-async def _look(store: Store, watched: Watched, stopping: asyncio.Event) -> None:
-    """Sees what the archive holds, every minute and whenever fetching began. Backups of facts are told of where there are any."""
+async def _look(store: Store, watched: Watched, stopping: asyncio.Event, *, facts_wanted: bool) -> None:
+    """Sees what the archive holds, every minute and whenever fetching began."""
     while not stopping.is_set():
         watched.asks.clear()
         try:
             contents = await asyncio.to_thread(read_contents, store)
             verified = await asyncio.to_thread(read_json, store, VERIFIED, Verified)
-            facts = await asyncio.to_thread(newest_facts, store)
         except CannotBackUp as reason:
             log.warning("the archive cannot be read", extra={"reason": str(reason)})
         else:
@@ -131,9 +131,23 @@ async def _look(store: Store, watched: Watched, stopping: asyncio.Event) -> None
                 BACKUP_LAST_SUCCESS.of(KIND).set(newest.ended_at.timestamp())
             if verified is not None:
                 BACKUP_LAST_VERIFIED.of(KIND).set(verified.at.timestamp())
-            if facts is not None:
-                BACKUP_LAST_SUCCESS.of(FACTS).set(facts.ended_at.timestamp())
+        await _look_for_facts(store, wanted=facts_wanted)
         await _wait(LOOK_SECONDS, watched.asks, stopping)
+
+
+async def _look_for_facts(store: Store, *, wanted: bool) -> None:
+    """Tells of the newest backup of facts. Where they are wanted and there is none, it is of 1970, so that its absence is noticed."""
+    try:
+        newest = await asyncio.to_thread(newest_facts, store)
+    except CannotBackUp as reason:
+        log.warning("the newest backup of facts cannot be read", extra={"reason": str(reason)})
+        return
+    if newest is not None:
+        BACKUP_LAST_SUCCESS.of(FACTS).set(newest.ended_at.timestamp())
+    elif wanted:
+        BACKUP_LAST_SUCCESS.of(FACTS).set(0)
+    else:
+        BACKUP_LAST_SUCCESS.remove(FACTS)
 
 
 async def _wait(seconds: float, *events: asyncio.Event) -> None:

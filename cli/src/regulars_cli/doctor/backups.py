@@ -6,8 +6,8 @@ from datetime import timedelta
 from regulars_cli.backup import CannotBackUp
 from regulars_cli.backup.archive import Contents, read_contents
 from regulars_cli.backup.arguments import instant, refuse_keys_beside
-from regulars_cli.backup.facts import FactsBackup, newest_facts
-from regulars_cli.backup.stores import open_store
+from regulars_cli.backup.facts import facts_are_wanted, newest_facts
+from regulars_cli.backup.stores import Store, open_store
 from regulars_cli.doctor.findings import Finding, failed, ok, warning
 from regulars_cli.doctor.surroundings import Surroundings
 
@@ -27,7 +27,6 @@ async def check_backups(around: Surroundings) -> list[Finding]:
     try:
         store = open_store(around.backup_to, around.environ)
         contents = await asyncio.to_thread(read_contents, store)
-        facts = await asyncio.to_thread(newest_facts, store)
     except CannotBackUp as reason:
         return [
             failed("backup", "postgres", f"The backups cannot be read: {reason}", "Correct BACKUP_TO and its keys, or mount the folder.")
@@ -35,8 +34,7 @@ async def check_backups(around: Surroundings) -> list[Finding]:
     found = [_newest(contents, around, store.place)]
     if contents.backups:
         found.append(_loss(contents, around))
-    if facts is not None:
-        found.append(_facts(facts, around))
+    found += await _facts(store, around)
     try:
         refuse_keys_beside(store)
     except CannotBackUp as reason:
@@ -60,14 +58,19 @@ def _newest(contents: Contents, around: Surroundings, place: str) -> Finding:
     return ok("backup", "postgres", f"{said}.")
 
 
-def _facts(newest: FactsBackup, around: Surroundings) -> Finding:
+async def _facts(store: Store, around: Surroundings) -> list[Finding]:
     """They need not be, so an old one is no fault; but somebody wanted them."""
+    advice = "Run `regulars backup facts`, and see why the daily one did not; or remove them, for facts can be made anew."
+    try:
+        newest = await asyncio.to_thread(newest_facts, store)
+    except CannotBackUp as reason:
+        return [warning("backup", "clickhouse", f"The newest backup of the facts cannot be read: {reason}", advice)]
+    if newest is None:
+        said = f"There is no backup of the facts in {store.place}, and BACKUP_FACTS=1 wants some."
+        return [warning("backup", "clickhouse", said, advice)] if facts_are_wanted(around.environ) else []
     age = around.clock.now() - newest.ended_at
     said = f"The newest backup of the facts is of {instant(newest.ended_at)}, {int(age.total_seconds() // 3600):,} hours ago."
-    if age > WARNS:
-        advice = "Run `regulars backup facts`, and see why the daily one did not; or remove them, for facts can be made anew."
-        return warning("backup", "clickhouse", said, advice)
-    return ok("backup", "clickhouse", said)
+    return [warning("backup", "clickhouse", said, advice) if age > WARNS else ok("backup", "clickhouse", said)]
 
 
 def _loss(contents: Contents, around: Surroundings) -> Finding:

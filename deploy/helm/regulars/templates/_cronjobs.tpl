@@ -56,6 +56,9 @@
 {{- with .s3.endpoint -}}
 {{- $_ := set $env "AWS_ENDPOINT_URL" . -}}
 {{- end -}}
+{{- if .facts.enabled -}}
+{{- $_ := set $env "BACKUP_FACTS" "1" -}}
+{{- end -}}
 {{- $secrets := list -}}
 {{- with .s3.existingSecret -}}
 {{- range list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" -}}
