@@ -48,3 +48,10 @@ def test_the_way_to_the_doctor_is_told(chart: Path) -> None:
     assert "exec deploy/regulars-operator -- regulars doctor" in running
     assert SCALE in resting
     assert SCALE not in running
+
+
+def test_images_of_which_only_some_are_pinned_are_told_of(chart: Path) -> None:
+    pinned = [f"image.digests.{image}=sha256:{'0' * 64}" for image in ("cli", "gateway", "member", "reporting")]
+    assert "and member, reporting by tag" in notes(chart, "values-trial.yaml", *pinned[:2])
+    for settings in (pinned, []):
+        assert "by tag" not in notes(chart, "values-trial.yaml", *settings)
