@@ -332,11 +332,13 @@ async def test_what_is_consumed_while_a_backup_is_taken_comes_again(reports: Rep
 
 
 async def is_written(reports: Reports) -> None:
-    """Returns when no backup goes on in the server."""
+    """Returns when no backup or restore goes on in the server."""
     async with asking(reports.url) as clickhouse:
 
         async def is_done() -> bool:
-            return await clickhouse("SELECT count() FROM system.backups WHERE status = 'CREATING_BACKUP'") == [["0"]]
+            return await clickhouse(
+                "SELECT count() FROM system.backups WHERE status IN ('CREATING_BACKUP', 'RESTORING')", anywhere=True
+            ) == [["0"]]
 
         await until(is_done, "the server has written it")
 
@@ -536,6 +538,29 @@ async def test_a_change_of_places_that_is_refused_is_taken_back(reports: Reports
         await reports.restore(
             lambda asked: Between(Between(takes_place(asked), "DROP", vanish), "SELECT count() FROM system.d", at(2, vanish))
         )
+    assert await reports.contents() == there
+
+
+async def test_an_answer_that_is_lost_gives_nothing_up(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
+    await reports.publish(a_day(5))
+    await reports.catch_up()
+
+    async def vanish() -> None:
+        raise httpx.ConnectError("gone")
+
+    async def stand_between() -> None:
+        raise Refused("502", "")
+
+    await reports.back_up(lambda asked: Between(Between(asked, "SELECT status", at(1, stand_between)), "SELECT status", at(2, vanish)))
+    await reports.restore(lambda asked: Between(asked, "SELECT status", at(1, vanish)))
+    there, before = await reports.contents(), await databases(reports)
+
+    # For good: what goes on in the server is ended before its database is dropped.
+    monkeypatch.setattr("regulars_cli.backup.facts_taking._PATIENCE_SECONDS", -1.0)
+    with pytest.raises(httpx.ConnectError):
+        await reports.restore(partial(Between, begin="SELECT status", act=vanish))
+    await is_written(reports)
+    assert await databases(reports) == before
     assert await reports.contents() == there
 
 

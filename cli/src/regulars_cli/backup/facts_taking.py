@@ -13,8 +13,9 @@ may happen from before the offsets are read until BACKUP has ended.
 
 import asyncio
 import os
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -40,6 +41,8 @@ CLIENT_NAME = "regulars-backup"
 # No statement takes long but BACKUP and RESTORE, which go on by themselves.
 _ANSWER_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 2.0
+# For how long a server that carries one out may not answer.
+_PATIENCE_SECONDS = 300.0
 
 # Rebuilds that are under way, and all that would differ after another one or after a migration.
 _TABLES = """
@@ -201,17 +204,43 @@ async def events_at(bus: Bus, offsets: Mapping[TopicPartition, int]) -> dict[Top
 
 
 async def operate(clickhouse: ClickHouse, statement: str, done: str) -> tuple[int, int]:
-    """Runs BACKUP or RESTORE to its end; how many files and bytes it was. It goes on in the server, whatever becomes of a connection.
+    """Runs BACKUP or RESTORE to its end; how many files and bytes it was.
+
+    It goes on in the server, whatever becomes of a connection; where it is given up here, it is ended there.
 
     Raises:
         Refused: it failed.
         CannotBackUp: nobody knows how it ended.
     """
-    # It may hold keys, and is in no error: a refusal is a number.
-    ((identity, _),) = await clickhouse(f"{statement} ASYNC", anywhere=True)
-    pause = _FIRST_PAUSE_SECONDS
+    identity = f"regulars-{secrets.token_hex(8)}"
+    try:
+        # It may hold keys, and is in no error: a refusal is a number.
+        await clickhouse(f"{statement} SETTINGS id = {text(identity)} ASYNC", anywhere=True)
+        return await _ended(clickhouse, identity, done)
+    except BaseException:
+        # Nobody waits for it any more: a RESTORE that went on would make its database again after that was dropped.
+        with suppress(Refused, httpx.HTTPError):
+            await clickhouse(
+                f"KILL QUERY WHERE query_id IN (SELECT query_id FROM system.backups WHERE id = {text(identity)}) SYNC", anywhere=True
+            )
+        raise
+
+
+async def _ended(clickhouse: ClickHouse, identity: str, done: str) -> tuple[int, int]:
+    """Waits; a server that does not answer is asked again for some minutes, for the operation goes on."""
+    loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE_SECONDS
+    answered = loop.time()
     while True:
-        rows = await clickhouse(_HOW_IT_GOES + text(identity), anywhere=True)
+        try:
+            rows = await clickhouse(_HOW_IT_GOES + text(identity), anywhere=True)
+        except (Refused, httpx.TransportError) as error:
+            # Without a number the answer is of something in between.
+            if (isinstance(error, Refused) and error.code) or loop.time() - answered > _PATIENCE_SECONDS:
+                raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            continue
+        answered = loop.time()
         if not rows:
             raise CannotBackUp("ClickHouse was started anew meanwhile, and what it did was cut off: do it again.")
         status, code, count, size = rows[0]
