@@ -81,7 +81,9 @@ def test_every_difference_of_the_reports_is_named_with_how_late_they_were(capsys
 )
 def test_after_differences_it_says_what_to_do(behind: Json, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert reconcile_reports(RECONCILED | {"differences_total": 1, "behind": behind})[0] == 1
-    assert capsys.readouterr().out.splitlines()[-1].startswith(hint)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(hint)
+    assert ("After a restore of PostgreSQL these lines are what was lost" in said) is (behind["unread"] == 0)
 
 
 @pytest.mark.parametrize("to_day", ["2026-12-01", "2026-11-01"])

@@ -35,10 +35,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _export(parsed: argparse.Namespace) -> int:
     files = export(access.find_access(parsed))
-    for name, content in files.items():
-        path = parsed.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    try:
+        for name, content in files.items():
+            path = parsed.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError as error:
+        raise CannotBackUp(
+            f"{parsed.folder} cannot be written to ({error.strerror}): name a folder, which need not be there yet."
+        ) from None
     print(f"{len(files):,} files are in {parsed.folder}.")
     return 0
 

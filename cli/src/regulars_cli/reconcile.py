@@ -129,8 +129,8 @@ def _waiting(behind: Behind) -> str:
         )
     # From the ledger: the events on the bus may be what is wrong, or no longer all there.
     return (
-        "Nothing is on its way: `regulars reporting rebuild --from-ledger` makes the reports anew; keep these lines, for this should never"
-        " be."
+        "Nothing is on its way: `regulars reporting rebuild --from-ledger` makes the reports anew. After a restore of PostgreSQL"
+        " these lines are what was lost (docs/backup.md); else keep them, for this should never be."
     )
 
 

@@ -253,7 +253,7 @@ def fetching(server: Server, store: Folder, ops: str = "") -> Iterator["subproce
     """`regulars backup wal` as it runs beside a system."""
     environment = {**os.environ, "BACKUP_DATABASE_URL": server.url, "BACKUP_TO": store.place, "PG_BIN": str(server.programs)}
     environment["OPS_LISTEN"] = ops
-    command = [sys.executable, "-m", "regulars_cli.main", "backup", "wal", "--every", "0.2"]
+    command = [sys.executable, "-m", "regulars_cli.main", "backup", "wal", "--every", "1"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
             yield process

@@ -242,7 +242,10 @@ def test_wal_that_nobody_fetches_is_told_of(reachable_path: Path) -> None:
     with EmbeddedPostgres(reachable_path / "data", settings={"max_connections": "20"}) as server:
         asyncio.run(migrate(server.url(), "member:migrations"))
         settings = asked(MEMBER_DATABASE_URL=server.url())
-        assert wrong(found_in(settings))["archiver", "member"] == "warning"
+        found = found_in(settings)
+        assert wrong(found)["archiver", "member"] == "warning"
+        (said,) = [each.sentence for each in found if each.check == "archiver"]
+        assert said.endswith("does not by itself, and it keeps none for `regulars backup wal`.")
         run("SELECT pg_create_physical_replication_slot('regulars_backup', true)", server.url())
         assert ("archiver", "member") not in wrong(found_in(settings))
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     access.add_arguments(run)
 
     wal = _add(actions, "wal", _wal, "fetch what is written to the database, for ever, so that any moment can be restored", writes=True)
-    wal.add_argument("--every", metavar="SECONDS", type=float, default=10.0, help="how much may be lost at most (default %(default)s)")
+    wal.add_argument("--every", metavar="SECONDS", type=_seconds, default=10.0, help="how much may be lost at most (default %(default)s)")
     wal.add_argument("--once", action="store_true", help="fetch what there is now, and end")
     wal.add_argument("--var", metavar="DIR", type=Path, default=access.VAR, help="the installation's folder (default: %(default)s)")
 
@@ -140,6 +141,9 @@ def _wal(parsed: argparse.Namespace) -> int:
         progress = asyncio.run(fetch_once(server, store, sealer))
         note_place(parsed.var, store)
         print(f"Everything that was committed by {instant(progress.covered.until)} is in {store.place}.")
+        newest = (contents := read_contents(store)).newest()
+        if newest is None or newest.timeline != progress.covered.timeline or not contents.is_followed(newest):
+            print("But no base backup leads to it, so none of it can be restored yet: take one with `regulars backup run`.")
         return 0
     # Loaded by those who go on for ever.
     from regulars_cli.backup.following import follow  # noqa: PLC0415
@@ -296,6 +300,16 @@ def _definitions(parsed: argparse.Namespace) -> dict[str, bytes]:
     except (access.AccessUnknown, CannotBackUp):
         return {}
     return {f"definitions/{name}": content for name, content in files.items()}
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = nan
+    if not 1 <= seconds < inf:
+        raise argparse.ArgumentTypeError("a number of seconds, at least 1")
+    return seconds
 
 
 def _at_least_one(text: str) -> int:

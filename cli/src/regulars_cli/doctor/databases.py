@@ -208,7 +208,7 @@ async def _archiver(connection: RawConnection, name: str) -> Finding:
     )
     assert row is not None  # noqa: S101  # the view has one row
     if row["mode"] == "off" and not row["is_kept"]:
-        said = f"No WAL is archived: PostgreSQL of {name} does not by itself, and `regulars backup wal` never began to fetch it."
+        said = f"No WAL is archived: PostgreSQL of {name} does not by itself, and it keeps none for `regulars backup wal`."
         advice = "Run `regulars backup wal` beside the system, for ever: else all since the last base backup is lost with the server."
         return warning("archiver", name, said, advice)
     if row["mode"] == "off":
