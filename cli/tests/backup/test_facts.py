@@ -692,6 +692,24 @@ async def test_a_bus_that_was_made_anew_is_not_taken_for_the_one_that_was(
     assert await reports.contents() == there
 
 
+async def test_a_bus_that_was_made_anew_is_told_also_where_the_last_events_were_not_retained(
+    reports: Reports, make_database: MakeDatabase, bus_template: str
+) -> None:
+    await reports.publish(events := a_day(5))
+    await reports.catch_up()
+    await execute(reports.bus_url, "UPDATE batches SET published_at = now() - interval '40 days'")
+    async with PostgresBus(reports.bus_url, "test") as bus:
+        await bus.trim()
+    backup = await reports.back_up()
+    assert not any(each.last_event_id for each in backup.positions)
+    other = replace(reports, bus_url=make_database(bus_template))
+    # It has as many by now in each.
+    await other.publish([*events, *a_day(5)])
+    with pytest.raises(CannotBackUp, match="not the bus"):
+        await other.restore()
+    await reports.restore()
+
+
 async def test_a_bus_that_was_put_back_is_not_taken_for_the_one_that_was(reports: Reports, make_database: MakeDatabase) -> None:
     """The backup may hold facts that it, or the ledger, no longer has."""
     await reports.publish(a_day())

@@ -21,7 +21,8 @@ NOTES, DATA = "facts/", "facts-data/"
 class Position(Struct, frozen=True):
     """A partition that the group reads: everything before `offset` is in the backup, nothing from `end` on.
 
-    `last_event_id` is of the event before `end`; empty: it was not there any more.
+    `last_event_id` is of the event before `end`; empty: it was not there any more. `first` is of the first event that was retained; where
+    that is before it, it is another bus. -1: an older release did not note it.
     """
 
     topic: str
@@ -29,6 +30,7 @@ class Position(Struct, frozen=True):
     offset: int
     end: int
     last_event_id: str
+    first: int = -1
 
 
 class FactsBackup(Struct, frozen=True, kw_only=True):

@@ -117,7 +117,12 @@ async def _go_on_from(bus: Bus, backup: FactsBackup) -> tuple[dict[TopicPartitio
     for source, each in noted.items():
         state = states.get(source)
         is_retained = state is not None and state.first_offset < each.end <= state.next_offset
-        if state is None or state.next_offset < each.end or (is_retained and last.get(source, "") != each.last_event_id):
+        if (
+            state is None
+            or state.next_offset < each.end
+            or state.first_offset < each.first
+            or (is_retained and last.get(source, "") != each.last_event_id)
+        ):
             raise CannotBackUp(f"This is not the bus that the facts of {backup.id} came over, or it was lost since. {_REBUILD}")
     # One that came later is read from its first event.
     offsets = {source: noted[source].offset if source in noted else 0 for source in states}

@@ -118,7 +118,8 @@ async def take_facts_backup(
         if not size:
             raise CannotBackUp(f"What ClickHouse wrote is not in {store.place}: is AWS_ENDPOINT_URL the same store for both?")
     # What came in since is not in it, and what it has of after the offsets lies before these ends.
-    ends = {source: state.next_offset for source, state in (await partitions(bus)).items()}
+    states = await partitions(bus)
+    ends = {source: state.next_offset for source, state in states.items()}
     last = await events_at(bus, {source: end - 1 for source, end in ends.items()})
     backup = FactsBackup(
         format=FORMAT,
@@ -132,7 +133,10 @@ async def take_facts_backup(
         disk=disk,
         files=count,
         size=size,
-        positions=[Position(*source, offset, ends[source], last.get(source, "")) for source, offset in sorted(offsets.items())],
+        positions=[
+            Position(*source, offset, ends[source], last.get(source, ""), states[source].first_offset)
+            for source, offset in sorted(offsets.items())
+        ],
         rows=rows,
     )
     await asyncio.to_thread(write_json, store, f"{NOTES}{identity}.json", backup)
