@@ -154,5 +154,5 @@ class Recovery:
         require(rebuilt.code == 0, f"the rebuild: {rebuilt.out}{rebuilt.err}")
         await self._release.agree()
         await self._run_job("base")
-        verified = (await self._run_job("verify")).splitlines()
-        return f"reconcile named what was lost, and nothing after the rebuild from the ledger; `backup verify`: {verified[0]}"
+        verified = next(line for line in (await self._run_job("verify")).splitlines() if " are good, " in line)
+        return f"reconcile named what was lost, and nothing after the rebuild from the ledger; `backup verify`: {verified}"
