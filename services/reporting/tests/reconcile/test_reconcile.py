@@ -133,10 +133,11 @@ async def test_facts_of_every_event_agree_with_the_ledger_to_the_cent(pair: Pair
 
 async def test_every_figure_that_differs_is_named_with_its_place_and_both_values(pair: Pair) -> None:
     before = (await pair.clickhouse.query("SELECT count() FROM sales"))[0][0]
+    # One that was paid with points alone would differ in fewer figures.
     (row,) = await pair.clickhouse.query(
-        "SELECT toString(store_id), toString(business_day), currency, sale_id, net_minor FROM sales ORDER BY sale_id LIMIT 1"
+        "SELECT toString(store_id), toString(business_day), currency, sale_id FROM sales WHERE payable_minor > 0 ORDER BY sale_id LIMIT 1"
     )
-    store, day, currency, sale_id, _ = row
+    store, day, currency, sale_id = row
     await pair.clickhouse.command("ALTER TABLE sales DELETE WHERE sale_id = {id:UUID} SETTINGS mutations_sync = 1", {"id": str(sale_id)})
     await pair.clickhouse.command(
         "ALTER TABLE points_moves UPDATE points = points + 7 WHERE sequence = 1 AND kind = 'earn' SETTINGS mutations_sync = 1"
