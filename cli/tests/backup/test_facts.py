@@ -53,7 +53,7 @@ from reporting.rebuilds.ledger import Rights
 from reporting.rebuilds.operations import Rebuilder
 from reporting.settings import StorageSettings
 from services.reporting.tests.contents import Contents, consume_all, contents
-from services.reporting.tests.events import fact, points, reversal, sale, signed_up, unlinked_return
+from services.reporting.tests.events import a_history, fact, sale
 from tests.bus.world import bus_settings, until
 
 ROOT = Path(__file__).parents[3]
@@ -182,22 +182,6 @@ async def reports(server_url: str, bus_url: str, tmp_path: Path) -> Reports:
     return Reports(server_url, f"{server_url}/{await new_database(server_url)}", bus_url, Folder(tmp_path / "notes"))
 
 
-def a_day(sales: int = 20) -> list[Event]:
-    """Sales of members and of guests over some months, some taken back."""
-    members = [uuid7() for _ in range(5)]
-    events = [signed_up(member) for member in members]
-    for number in range(sales):
-        member = (*members, "")[number % 6]
-        day = f"2026-{10 + number % 2:02d}-{1 + number % 28:02d}"
-        sale_id, sold = sale(member=member, day=day, lines=[("A100", "1", 10_00 + number), ("B200", "0.25", 3_33)])
-        events.append(sold)
-        if member:
-            events.append(points(member, (number + 1, "earn", number), day=day))
-        if number % 5 == 0:
-            events.append(reversal(sale_id, member=member, lines=[(2, "0.25", 3_33)]))
-    return [*events, unlinked_return()]
-
-
 class Between:
     """The server, as asked by a command in whose way something comes just before, or just after, a statement that begins so."""
 
@@ -264,7 +248,7 @@ async def test_lost_facts_come_back_and_catch_up_with_what_was_sold_before_durin
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    notes, events = tmp_path / "notes", a_day(200)
+    notes, events = tmp_path / "notes", a_history(200)
     monkeypatch.setenv("BUS_URL", any_bus_url)
     monkeypatch.setenv("BACKUP_TO", str(notes))
     with clickhouse_server(tmp_path / "lost", configuration) as (process, url):
@@ -273,7 +257,7 @@ async def test_lost_facts_come_back_and_catch_up_with_what_was_sold_before_durin
 
         async def sell() -> None:
             while not backed_up.is_set():
-                more = a_day(10)
+                more = a_history(10)
                 await lost.publish(more)
                 events.extend(more)
 
@@ -288,7 +272,7 @@ async def test_lost_facts_come_back_and_catch_up_with_what_was_sold_before_durin
             backed_up.set()
             await selling
             # It dies in the midst of an insert, perhaps.
-            await lost.publish(more := a_day(100))
+            await lost.publish(more := a_history(100))
             process.kill()
             stop.set()
             await consuming
@@ -315,7 +299,7 @@ async def test_lost_facts_come_back_and_catch_up_with_what_was_sold_before_durin
 
 async def test_what_is_consumed_while_a_backup_is_taken_comes_again(reports: Reports) -> None:
     """The server has written all of it, and the command does not know yet."""
-    events, later = a_day(), a_day(5)
+    events, later = a_history(20), a_history(5)
     await reports.publish(events)
     await reports.catch_up()
 
@@ -360,13 +344,13 @@ async def test_a_bucket_holds_facts_that_come_back_and_keys_are_told_to_nobody(
     for name, value in {**object_server, "BUS_URL": reports.bus_url, "CLICKHOUSE_URL": reports.url, "BACKUP_TO": place}.items():
         monkeypatch.setenv(name, value)
     store = Bucket("backups", place.rpartition("/")[2], object_server)
-    events = a_day()
+    events = a_history(20)
     await reports.publish(events)
     await reports.catch_up()
     assert await command("backup", "facts") == 0
     (backup,) = read_facts(store).backups
     assert (backup.disk, backup.size) == ("", sum(each.size for each in store.list("facts-data/")))
-    later = a_day(7)
+    later = a_history(7)
     await reports.publish(later)
     await reports.catch_up()
     async with reports.opened() as clickhouse:
@@ -402,11 +386,11 @@ async def test_a_bucket_holds_facts_that_come_back_and_keys_are_told_to_nobody(
 
 
 async def test_a_restore_may_be_done_again_and_removes_no_facts(reports: Reports) -> None:
-    events = a_day()
+    events = a_history(20)
     await reports.publish(events)
     await reports.catch_up()
     backup = await reports.back_up()
-    later = a_day(3)
+    later = a_history(3)
     await reports.publish(later)
     await reports.catch_up()
     there = await reports.contents()
@@ -432,7 +416,7 @@ async def test_a_backup_that_was_cut_off_before_its_note_is_none_and_is_cleared_
     for name, value in object_server.items():
         monkeypatch.setenv(name, value)
     bucket = replace(reports, store=Bucket("backups", f"facts-{uuid7()}", object_server))
-    await bucket.publish(a_day())
+    await bucket.publish(a_history(20))
     await bucket.catch_up()
     whole = await bucket.back_up()
     clock = HeldClock(CLOCK.now())
@@ -456,11 +440,11 @@ async def test_a_backup_that_was_cut_off_before_its_note_is_none_and_is_cleared_
 
 
 async def test_a_restore_that_dies_leaves_what_is_right_when_it_has_caught_up(reports: Reports) -> None:
-    events = a_day()
+    events = a_history(20)
     await reports.publish(events)
     await reports.catch_up()
     await reports.back_up()
-    later = a_day(5)
+    later = a_history(5)
     await reports.publish(later)
     await reports.catch_up()
     wanted = await reports.contents()
@@ -481,7 +465,7 @@ async def test_a_restore_that_dies_leaves_what_is_right_when_it_has_caught_up(re
     await reports.catch_up()
     assert await reports.contents() == wanted
     # Also where somebody consumed until the change of places: what that was went aside.
-    await reports.publish(more := a_day(5))
+    await reports.publish(more := a_history(5))
     dying = partial(Between, begin=f"RENAME DATABASE `{database}_restoring", act=die, after=True)
     with pytest.raises(KeyboardInterrupt):
         await reports.restore(lambda asked: Between(dying(asked), "RENAME", at(1, reports.catch_up)))
@@ -490,10 +474,10 @@ async def test_a_restore_that_dies_leaves_what_is_right_when_it_has_caught_up(re
 
 
 async def test_a_change_of_places_that_is_refused_is_taken_back(reports: Reports) -> None:
-    await reports.publish(a_day(5))
+    await reports.publish(a_history(5))
     await reports.catch_up()
     await reports.back_up()
-    await reports.publish(a_day(5))
+    await reports.publish(a_history(5))
     await reports.catch_up()
     there, before = await reports.contents(), await databases(reports)
 
@@ -542,7 +526,7 @@ async def test_a_change_of_places_that_is_refused_is_taken_back(reports: Reports
 
 
 async def test_an_answer_that_is_lost_gives_nothing_up(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
-    await reports.publish(a_day(5))
+    await reports.publish(a_history(5))
     await reports.catch_up()
 
     async def vanish() -> None:
@@ -565,7 +549,7 @@ async def test_an_answer_that_is_lost_gives_nothing_up(reports: Reports, monkeyp
 
 
 async def test_a_rebuild_that_is_under_way_fails_and_leaves_what_was_restored(reports: Reports) -> None:
-    events = a_day()
+    events = a_history(20)
     await reports.publish(events)
     await reports.catch_up()
     await reports.back_up()
@@ -595,11 +579,11 @@ async def databases(reports: Reports) -> set[str]:
 
 
 async def test_facts_that_are_consumed_are_not_restored_over(reports: Reports) -> None:
-    events = a_day()
+    events = a_history(20)
     await reports.publish(events)
     await reports.catch_up()
     await reports.back_up()
-    await reports.publish(later := a_day(5))
+    await reports.publish(later := a_history(5))
     stop = asyncio.Event()
 
     async def consuming() -> "asyncio.Task[None]":
@@ -656,7 +640,7 @@ async def execute(url: str, *statements: str) -> None:
 
 
 async def test_what_the_bus_no_longer_retains_is_not_left_out(reports: Reports) -> None:
-    await reports.publish(a_day())
+    await reports.publish(a_history(20))
     await reports.catch_up()
     await reports.back_up()
     await execute(reports.bus_url, "UPDATE batches SET published_at = now() - interval '40 days'")
@@ -665,7 +649,7 @@ async def test_what_the_bus_no_longer_retains_is_not_left_out(reports: Reports) 
         assert all(state.first_offset == state.next_offset for state in (await partitions(bus)).values())
     # All that was trimmed is in the backup.
     await reports.restore()
-    await reports.publish(a_day())
+    await reports.publish(a_history(20))
     await execute(reports.bus_url, "UPDATE batches SET published_at = now() - interval '40 days'")
     async with PostgresBus(reports.bus_url, "test") as bus:
         await bus.trim()
@@ -680,13 +664,13 @@ async def test_a_bus_that_was_made_anew_is_not_taken_for_the_one_that_was(
     reports: Reports, make_database: MakeDatabase, bus_template: str, published: int
 ) -> None:
     """Also where it holds as many events by now."""
-    await reports.publish(a_day())
+    await reports.publish(a_history(20))
     await reports.catch_up()
     await reports.back_up()
     there = await reports.contents()
     other = replace(reports, bus_url=make_database(bus_template))
     if published:
-        await other.publish(a_day(published))
+        await other.publish(a_history(published))
     with pytest.raises(CannotBackUp, match=r"not the bus .* `regulars reporting rebuild --from-ledger`"):
         await other.restore()
     assert await reports.contents() == there
@@ -695,7 +679,7 @@ async def test_a_bus_that_was_made_anew_is_not_taken_for_the_one_that_was(
 async def test_a_bus_that_was_made_anew_is_told_also_where_the_last_events_were_not_retained(
     reports: Reports, make_database: MakeDatabase, bus_template: str
 ) -> None:
-    await reports.publish(events := a_day(5))
+    await reports.publish(events := a_history(5))
     await reports.catch_up()
     await execute(reports.bus_url, "UPDATE batches SET published_at = now() - interval '40 days'")
     async with PostgresBus(reports.bus_url, "test") as bus:
@@ -704,7 +688,7 @@ async def test_a_bus_that_was_made_anew_is_told_also_where_the_last_events_were_
     assert not any(each.last_event_id for each in backup.positions)
     other = replace(reports, bus_url=make_database(bus_template))
     # It has as many by now in each.
-    await other.publish([*events, *a_day(5)])
+    await other.publish([*events, *a_history(5)])
     with pytest.raises(CannotBackUp, match="not the bus"):
         await other.restore()
     await reports.restore()
@@ -712,17 +696,17 @@ async def test_a_bus_that_was_made_anew_is_told_also_where_the_last_events_were_
 
 async def test_a_bus_that_was_put_back_is_not_taken_for_the_one_that_was(reports: Reports, make_database: MakeDatabase) -> None:
     """The backup may hold facts that it, or the ledger, no longer has."""
-    await reports.publish(a_day())
+    await reports.publish(a_history(20))
     await reports.catch_up()
     before = make_database(reports.bus_url)
-    await reports.publish(lost := a_day(5))
+    await reports.publish(lost := a_history(5))
     await reports.catch_up()
     await reports.back_up()
     back = replace(reports, bus_url=before)
     with pytest.raises(CannotBackUp, match="not the bus"):
         await back.restore()
     # As many others came since.
-    await back.publish([*lost, *a_day(30)][::-1])
+    await back.publish([*lost, *a_history(30)][::-1])
     with pytest.raises(CannotBackUp, match="not the bus"):
         await back.restore()
 
@@ -737,7 +721,7 @@ async def rebuild_is(reports: Reports, state: str, identity: str) -> None:
 
 
 async def test_tables_that_change_places_are_not_backed_up(reports: Reports) -> None:
-    await reports.publish(a_day())
+    await reports.publish(a_history(20))
     await reports.catch_up()
     rebuild = uuid7()
     for state in ("running", "waiting", "swapping"):
@@ -765,7 +749,7 @@ async def test_tables_that_change_places_are_not_backed_up(reports: Reports) -> 
 
 
 async def test_dead_letters_that_were_replayed_since_are_replayed_again(reports: Reports) -> None:
-    events = a_day()
+    events = a_history(20)
     unlucky = next(event for event in events if event.type.endswith("SaleRecorded"))
     await reports.publish(events)
 
@@ -803,7 +787,7 @@ async def test_dead_letters_that_were_replayed_since_are_replayed_again(reports:
 async def test_an_empty_server_is_not_backed_up_in_the_place_of_what_was(reports: Reports) -> None:
     # Of a new installation there is nothing, and that can be backed up.
     await reports.back_up()
-    await reports.publish(a_day())
+    await reports.publish(a_history(20))
     await reports.catch_up()
     await reports.back_up()
     empty = replace(reports, url=f"{reports.server}/{await new_database(reports.server)}")
@@ -1013,7 +997,7 @@ async def test_a_damaged_note_is_a_fault_of_its_own(
 async def test_far_fewer_facts_than_there_were_are_not_backed_up(
     reports: Reports, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await reports.publish(a_day())
+    await reports.publish(a_history(20))
     await reports.catch_up()
     whole = await reports.back_up()
     assert whole.rows["sales"] == 20

@@ -147,3 +147,19 @@ def changed(member: str, *, city: str, version: int) -> Event:
         version=version,
     )
     return event(MEMBERS_TOPIC, member, message)
+
+
+def a_history(sales: int = 40) -> list[Event]:
+    """Sales of five new members and of guests over some months, some taken back."""
+    members = [uuid7() for _ in range(5)]
+    events = [signed_up(member) for member in members]
+    for number in range(sales):
+        member = (*members, "")[number % 6]
+        day = f"2026-{10 + number % 2:02d}-{1 + number % 28:02d}"
+        sale_id, sold = sale(member=member, day=day, lines=[("A100", "1", 10_00 + number), ("B200", "0.25", 3_33)])
+        events.append(sold)
+        if member:
+            events.append(points(member, (number + 1, "earn", number), day=day))
+        if number % 5 == 0:
+            events.append(reversal(sale_id, member=member, lines=[(2, "0.25", 3_33)]))
+    return [*events, unlinked_return()]

@@ -23,25 +23,8 @@ from reporting.rebuilds import operations
 from reporting.rebuilds.ledger import Rights
 from reporting.rebuilds.operations import MARK, Export, Rebuilder, suffix_of
 from services.reporting.tests.contents import consume_all, contents, one
-from services.reporting.tests.events import AT, fact, points, reversal, sale, signed_up, unlinked_return
+from services.reporting.tests.events import AT, a_history, fact, sale
 from tests.bus.world import bus_settings, until
-
-MEMBERS = [uuid7() for _ in range(5)]
-
-
-def a_history(sales: int = 40) -> list[Event]:
-    """Sales of five members and of guests over some months, some taken back."""
-    events = [signed_up(member) for member in MEMBERS]
-    for number in range(sales):
-        member = (*MEMBERS, "")[number % 6]
-        day = f"2026-{10 + number % 2:02d}-{1 + number % 28:02d}"
-        sale_id, sold = sale(member=member, day=day, lines=[("A100", "1", 10_00 + number), ("B200", "0.25", 3_33)])
-        events.append(sold)
-        if member:
-            events.append(points(member, (number + 1, "earn", number), day=day))
-        if number % 5 == 0:
-            events.append(reversal(sale_id, member=member, lines=[(2, "0.25", 3_33)]))
-    return [*events, unlinked_return()]
 
 
 async def never(_rights: Rights) -> AsyncIterator[Sequence[Fact]]:
