@@ -16,6 +16,8 @@ Resource = Mapping[str, Any]
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "regulars"
 RELEASE = "regulars"
+# Run in a pod: what it exports.
+_METRICS = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9600/metrics', timeout=5).read().decode())"
 
 
 class CommandFailed(Exception):
@@ -121,6 +123,10 @@ class Cluster:
         """What the pods use, by name (metrics-server)."""
         said = await self.kubectl("top", "pods", "--no-headers")
         return {fields[0]: _mib(fields[2]) for fields in (line.split() for line in said.out.splitlines())}
+
+    async def metrics(self, pod: str) -> str:
+        """What a pod of ours exports, as Prometheus reads it."""
+        return (await self.kubectl("exec", pod, "--", "python", "-c", _METRICS)).out
 
     async def node_address(self) -> str:
         """An address at which node ports answer."""

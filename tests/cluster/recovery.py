@@ -23,7 +23,6 @@ OURS = f"app.kubernetes.io/instance={RELEASE}"
 AUTOSCALED = "services.member.parts.serve.autoscaling.enabled=true"
 EVERY_SECONDS = 2
 RESTORE_POD = "regulars-restore"
-RPO = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9600/metrics', timeout=5).read().decode())"
 
 
 class Recovery:
@@ -103,8 +102,8 @@ class Recovery:
         pods = await self._cluster.pods("backup-wal", ready=True)
         if not pods:
             return float("inf")
-        said = await self._cluster.kubectl("exec", pods[0], "--", "python", "-c", RPO)
-        found = re.search(r'(?m)^regulars_backup_last_rpo_seconds\{kind="postgres"\} (\S+)$', said.out)
+        exported = await self._cluster.metrics(pods[0])
+        found = re.search(r'(?m)^regulars_backup_last_rpo_seconds\{kind="postgres"\} (\S+)$', exported)
         return float(found[1]) if found else float("inf")
 
     async def _make_anew(self, identity: Path, at: str) -> str:
@@ -148,7 +147,7 @@ class Recovery:
             return said.code == 0 and all(group["behind"] == 0 for group in json.loads(said.out))
 
         await until(has_no_lag, "the bus has no lag", 60)
-        found = await self._release.reconcile("--reports")
+        found = await self._release.command("reconcile", "--reports")
         require(found.code == 1, f"the reports should know of what was lost: {found.out}{found.err}")
         rebuilt = await self._release.command("reporting", "rebuild", "--from-ledger")
         require(rebuilt.code == 0, f"the rebuild: {rebuilt.out}{rebuilt.err}")

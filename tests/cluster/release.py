@@ -128,7 +128,7 @@ class Release:
         except NotInTime:
             raise StepFailed(f"the reports show {found} receipts and cents, not {wanted}") from None
         for what in ([], ["--reports"]):
-            said = await self.reconcile(*what)
+            said = await self.command("reconcile", *what)
             require(said.code == 0, f"reconcile {' '.join(what)}: {said.out}{said.err}")
         return seconds
 
@@ -147,10 +147,6 @@ class Release:
             return []
         rows: list[list[object]] = msgspec.json.decode(answer.body)["rows"]
         return rows[0] if rows else [0, 0]
-
-    async def reconcile(self, *what: str) -> Said:
-        """`regulars reconcile`, from outside, as an administrator."""
-        return await self.command("reconcile", *what)
 
     async def command(self, *words: str) -> Said:
         """`regulars …`, from outside, as an administrator."""

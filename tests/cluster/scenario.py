@@ -23,7 +23,6 @@ WORK = {
 }
 PROBE = "regulars-probe"
 # What the probe says of a port: whether a connection came about, in seconds that a policy needs to be felt.
-METRICS = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9600/metrics', timeout=5).read().decode())"
 CONNECT = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3).close()"
 
 
@@ -262,8 +261,8 @@ class Scenario:
 
     async def _sales_of(self, part: str, pod: str) -> int:
         """How many requests with sales a pod answered since it began."""
-        said = await self._cluster.kubectl("exec", pod, "--", "python", "-c", METRICS)
-        return int(sum(float(each) for each in re.findall(rf"(?m)^{WORK[part]} (\S+)$", said.out)))
+        exported = await self._cluster.metrics(pod)
+        return int(sum(float(each) for each in re.findall(rf"(?m)^{WORK[part]} (\S+)$", exported)))
 
     async def _probe_as_a_stranger(self, targets: Sequence[tuple[str, int]]) -> None:
         """A pod that is none of ours is let to nothing but the gateway."""
