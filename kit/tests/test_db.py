@@ -1,7 +1,9 @@
 import asyncio
 import gc
 import logging
+import struct
 from collections.abc import AsyncIterator, Callable
+from io import BytesIO
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -274,7 +276,11 @@ def test_a_connection_that_was_closed_before_it_was_used_may_be_had_again() -> N
 
 @pytest.mark.parametrize(
     "error, level",
-    [(asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"), "WARNING"), (ValueError("a fault of ours"), "ERROR")],
+    [
+        (asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"), "WARNING"),
+        (ConnectionError("unexpected connection_lost() call"), "WARNING"),
+        (ValueError("a fault of ours"), "ERROR"),
+    ],
 )
 async def test_only_a_lost_connection_may_end_a_wait_that_nobody_waits_for(
     error: Exception, level: str, caplog: pytest.LogCaptureFixture
@@ -299,6 +305,53 @@ async def test_a_connection_whose_driver_is_confused_is_given_up(engine: AsyncEn
             raise confused
     async with block(engine) as connection:
         assert await raw(connection).fetchval("SELECT pg_backend_pid()") != before
+
+
+def hear_farewell(driver: Any) -> None:
+    """Has the driver read what a server says that ends its session."""
+    fields = b"SFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+    driver._transport.get_protocol().data_received(b"E" + struct.pack("!i", 4 + len(fields)) + fields)
+
+
+async def test_a_session_that_ends_before_its_connection_does_is_given_up(engine: AsyncEngine) -> None:
+    """The farewell is read and the end of the stream is not: the driver refuses the next statement, and then the rollback."""
+
+    async def write() -> None:
+        async with transaction(engine) as connection:
+            driver = raw(connection)
+            await driver.execute("INSERT INTO marks VALUES (1)")
+            hear_farewell(driver)
+            await driver.copy_to_table("marks", source=BytesIO(b"2\n"))
+
+    with pytest.raises(ConnectionLost) as caught:
+        await write()
+    assert may_retry(caught.value)
+    assert isinstance(caught.value.__cause__, asyncpg.InterfaceError)
+    assert isinstance(caught.value.__cause__.__context__, asyncpg.InternalClientError)
+    assert await marks(engine) == []
+
+
+async def test_a_session_that_ends_while_a_pool_begins_may_be_retried(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLAlchemy asks a server that is new to it how it isolates, and translates what the driver raises."""
+    engine = create_engine(url, 1)
+    original = engine.dialect.get_default_isolation_level
+    ended: list[object] = []
+
+    def ended_before(connection: Any) -> Any:
+        if not ended:
+            hear_farewell(connection.driver_connection)
+        ended.append(connection.driver_connection)
+        return original(connection)
+
+    monkeypatch.setattr(engine.dialect, "get_default_isolation_level", ended_before)
+    with pytest.raises(DBAPIError) as caught:
+        async with transaction(engine):
+            pass
+    assert "cannot switch to state" in str(caught.value)
+    assert may_retry(caught.value)
+    async with transaction(engine) as connection:
+        assert raw(connection) is ended[1] is not ended[0]
+    await engine.dispose()
 
 
 async def test_a_pool_is_measured_while_it_is_there(url: str) -> None:
@@ -328,14 +381,15 @@ async def test_a_wait_in_vain_is_counted_once(url: str, monkeypatch: pytest.Monk
 
 
 async def test_a_busy_pool_answers_and_a_database_that_is_away_does_not(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "ANSWER_SECONDS", 0.05)
     engine = create_engine(url, 1)
     assert await answers(engine) == ""
     async with reading(engine):
+        monkeypatch.setattr(db, "ANSWER_SECONDS", 0.05)
         # All connections are taken, and the last answer is recent.
         assert await answers(engine) == ""
         monkeypatch.setattr(db, "FRESH_SECONDS", 0.0)
         assert await answers(engine) == "away"
+        monkeypatch.setattr(db, "ANSWER_SECONDS", 10)
     assert await answers(engine) == ""
     await engine.dispose()
     nowhere = create_engine("postgresql://nobody@127.0.0.1:1/nowhere", 1)

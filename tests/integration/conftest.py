@@ -9,7 +9,6 @@ from kit.ids import uuid7
 from tests.integration.api import Api
 from tests.integration.given import given_system, is_given
 from tests.integration.shop import Till
-from tests.integration.stored import errors_logged
 from tests.integration.system import System, running_system
 
 
@@ -21,7 +20,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for used in getattr(item, "funcargs", {}).values():
             system = getattr(used, "system", used)
             if isinstance(system, System):
-                report.sections.append(("Errors logged by the system", "\n".join(errors_logged(system)[-10:])))
+                report.sections.append(("Errors logged by the system", "\n".join(system.errors_logged()[-10:])))
                 break
     return report
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from tests.integration.api import Api, Json
 from tests.integration.load import OPENING_POINTS, Shop
-from tests.integration.system import System
 
 
 def check_what_is_stored(shop: Shop, stored: list[Json]) -> None:
@@ -72,11 +71,3 @@ def check_balances(shop: Shop, admin: Api) -> None:
         assert points["balance"] - points["debt"] == moved[member_id]
         assert min(points["balance"], points["debt"]) == 0 <= max(points["balance"], points["debt"])
         assert points["pending"] == 0
-
-
-def errors_logged(system: System) -> list[str]:
-    """Every line of any log that says that something happened which nobody foresaw."""
-    levels = ('"level": "error"', '"level": "critical"')
-    return [
-        f"{name}: {line}" for name, text in system.logs().items() for line in text.splitlines() if any(level in line for level in levels)
-    ]

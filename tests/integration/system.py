@@ -63,6 +63,10 @@ def running_system(
         prepare(system)
         system.start()
         yield system
+    except BaseException as error:
+        # The folder is gone when the failure is shown.
+        error.add_note("\n".join(["Errors logged by the system:", *system.errors_logged()[-10:]]))
+        raise
     finally:
         system.stop()
         # Where the temporary folder is closed to others, PostgreSQL's folder is a link to one that is not.
@@ -214,6 +218,13 @@ class System:
         """Everything that every process has logged, by file; and the console."""
         files = [self._console, *sorted((self.var / "log").glob("*.log*"))]
         return {file.name: file.read_text("utf-8", "replace") for file in files}
+
+    def errors_logged(self) -> list[str]:
+        """Every line of any log that says that something happened which nobody foresaw."""
+        levels = ('"level": "error"', '"level": "critical"')
+        return [
+            f"{name}: {line}" for name, text in self.logs().items() for line in text.splitlines() if any(level in line for level in levels)
+        ]
 
 
 def _resume(process: psutil.Process) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.load import Client, Line, Shop, open_members, together
 from tests.integration.shop import Till
-from tests.integration.stored import check_balances, check_what_is_stored, errors_logged
+from tests.integration.stored import check_balances, check_what_is_stored
 from tests.integration.system import System, running_system, wait_until
 
 SECONDS = int(os.environ.get("STRESS_SECONDS", "60"))
@@ -84,7 +84,7 @@ async def test_whatever_is_killed_nothing_is_lost_doubled_or_half_done(capsys: p
         check_what_is_stored(shop, list(admin.items("/v1/sales", limit=500)))
         check_balances(shop, admin)
         assert admin.differences() == []
-        assert errors_logged(system) == [], "nothing surprised a service"
+        assert system.errors_logged() == [], "nothing surprised a service"
         phones = [w.document["phone"] for w in shop.writes if w.path == "/v1/members" and w.is_done]
         assert len(phones) == len(set(phones)), "one live member for a verified phone"
         assert "operation_id_reused" not in {w.document.get("code") for w in shop.writes}

@@ -27,7 +27,7 @@ from tests.integration.cut import Address, Relay
 from tests.integration.facts import Facts, Ledger, Published, kept_facts
 from tests.integration.load import Client, Line, Shop, open_members, together
 from tests.integration.shop import Till
-from tests.integration.stored import check_balances, check_what_is_stored, errors_logged
+from tests.integration.stored import check_balances, check_what_is_stored
 from tests.integration.system import System, running_system, wait_until
 
 BACKENDS = ("postgres", "kafka")
@@ -331,7 +331,7 @@ async def lag_of(bus: Bus) -> int:
 
 def check_logs(system: System) -> None:
     """Fails if something happened to a service that nobody foresaw."""
-    errors = errors_logged(system)
+    errors = system.errors_logged()
     assert not errors, "\n".join([f"{len(errors)} errors were logged:", *errors[:3]])
 
 

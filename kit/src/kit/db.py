@@ -214,7 +214,8 @@ async def transaction(engine: AsyncEngine, *, snapshot: bool = False) -> AsyncIt
                 yield connection
             _answered[engine] = asyncio.get_running_loop().time()
         except Exception as error:
-            if _is_lost(driver, error):
+            # Still open when its block is over: the driver, confused by the end of the session, could not even roll it back.
+            if _is_lost(driver, error) or driver.is_in_transaction():
                 raise ConnectionLost from error
             raise
         finally:
@@ -262,9 +263,16 @@ def _is_lost(driver: RawConnection, error: Exception) -> bool:
 
     A server that ends a session between two statements may find the driver in a state that it then takes for a fault of its own.
     """
-    if isinstance(error, asyncpg.InternalClientError):
+    if isinstance(_by_driver(error), asyncpg.InternalClientError):
         driver.terminate()
     return driver.is_closed()
+
+
+def _by_driver(error: BaseException) -> BaseException:
+    """What asyncpg raised, also where SQLAlchemy translated it twice: into an error of its dialect's, and that into one of its own."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return error.orig.__cause__ or error.orig
+    return error
 
 
 def raw(connection: AsyncConnection) -> RawConnection:
@@ -283,7 +291,7 @@ def may_retry(error: BaseException) -> bool:
 
     After a lost connection it is not known whether the commit happened: only what carries an operation id may be tried again.
     """
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    cause = _by_driver(error)
     code = getattr(cause, "sqlstate", None)
     if isinstance(code, str):
         return code in TRANSIENT_CODES or (code[:2] in TRANSIENT_CLASSES and code != STATEMENT_CANCELLED)
@@ -299,10 +307,10 @@ def may_retry(error: BaseException) -> bool:
 def forgive_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """An event loop's exception handler: as asyncio's own, but a connection that ended while nobody waited for it is no error.
 
-    When a call is given up in the very moment in which the server goes, the driver leaves its wait behind with the connection's end as
-    its exception. Whoever acted on the connection has been told; only what nobody retrieved is seen here.
+    When a call, or the opening of a connection, is given up in the very moment in which the server goes, the driver leaves its wait behind
+    with the connection's end as its exception. Whoever acted on it has been told; only what nobody retrieved is seen here.
     """
-    if isinstance(context.get("exception"), asyncpg.PostgresConnectionError) and "task" not in context:
+    if isinstance(context.get("exception"), asyncpg.PostgresConnectionError | ConnectionError) and "task" not in context:
         log.warning("a connection to the database ended while nobody waited for it")
     else:
         loop.default_exception_handler(context)
