@@ -1,7 +1,6 @@
 import asyncio
 import gc
 import logging
-import struct
 from collections.abc import AsyncIterator, Callable
 from io import BytesIO
 from pathlib import Path
@@ -36,6 +35,7 @@ from kit.db import (
     wait_until_migrated,
     wait_until_ready,
 )
+from tests.farewell import hear_farewell
 
 
 @pytest.fixture
@@ -305,12 +305,6 @@ async def test_a_connection_whose_driver_is_confused_is_given_up(engine: AsyncEn
             raise confused
     async with block(engine) as connection:
         assert await raw(connection).fetchval("SELECT pg_backend_pid()") != before
-
-
-def hear_farewell(driver: Any) -> None:
-    """Has the driver read what a server says that ends its session."""
-    fields = b"SFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
-    driver._transport.get_protocol().data_received(b"E" + struct.pack("!i", 4 + len(fields)) + fields)
 
 
 async def test_a_session_that_ends_before_its_connection_does_is_given_up(engine: AsyncEngine) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -24,6 +25,7 @@ from kit.ids import uuid7
 from kit.outbox import Event
 from regulars_cli.up.postgres import EmbeddedPostgres
 from tests.bus.world import moment
+from tests.farewell import hear_farewell
 
 TOPIC = "member.sale.v1"
 PARTITIONS = 4
@@ -567,6 +569,22 @@ async def test_a_session_that_ends_as_it_is_prepared_is_one_that_is_away(url: st
     with pytest.raises(BusUnavailable):
         async with link.use("test"):
             pass
+    async with link.use("test") as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+    await link.close()
+
+
+async def test_a_session_that_ends_before_its_connection_does_is_one_that_is_away(url: str) -> None:
+    """The farewell is read and the end of the stream is not: the driver refuses the next statement, and then the rollback."""
+    link = Link(url, "test", timeout_seconds=5)
+
+    async def write() -> None:
+        async with link.use("test") as connection, connection.transaction():
+            hear_farewell(connection)
+            await connection.copy_to_table("nowhere", source=BytesIO(b""))
+
+    with pytest.raises(BusUnavailable):
+        await write()
     async with link.use("test") as connection:
         assert await connection.fetchval("SELECT 1") == 1
     await link.close()

@@ -69,7 +69,8 @@ class Link:
                 yield await self._open()
             except Exception as error:
                 connection = self._connection
-                lost = connection is not None and connection.is_closed()
+                # Still open when its block is over: the driver, confused by the end of the session, could not even roll it back.
+                lost = connection is not None and (connection.is_closed() or connection.is_in_transaction())
                 transient = lost or may_retry(error) or getattr(error, "sqlstate", None) in _ALSO_TRANSIENT
                 # Without an answer of the server it is not known what the connection is still busy with.
                 if lost or isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | asyncpg.InternalClientError):
