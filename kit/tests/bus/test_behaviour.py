@@ -437,12 +437,25 @@ async def test_clocks_that_jump_change_nothing(world: World) -> None:
     await world.assert_all_once_and_in_order(group, but=frozenset(refused))
 
 
+async def test_of_a_bus_that_others_use_too_only_what_is_meant_is_looked_at(world: World) -> None:
+    topic, other = await world.new_topic(), await world.new_topic()
+    await world.publish(topic, new_keys(4), 2)
+    [(spec, states)] = (await world.bus.topics({topic, "missing"})).items()
+    assert spec.name == topic
+    assert sum(state.next_offset for state in states) == 8
+    everything = await world.bus.topics()
+    assert everything[spec] == states
+    assert other in {found.name for found in everything}
+    assert "missing" not in {found.name for found in everything}, "a question makes no topic"
+    assert await world.bus.topics([]) == {}
+
+
 async def test_whatever_is_paused_sought_and_asked_for_each_partition_goes_on_where_it_was(world: World) -> None:
     """Also with what a backend has read ahead by then."""
     random, topic, group = Random(20261122), await world.new_topic(), world.new_group()
     await world.publish(topic, new_keys(60), 25)
     sources = [TopicPartition(topic, number) for number in range(4)]
-    [states] = [states for spec, states in (await world.bus.topics()).items() if spec.name == topic]
+    [states] = (await world.bus.topics({topic})).values()
     ends = {state.source: state.next_offset for state in states}
     following, paused = dict.fromkeys(sources, 0), set[TopicPartition]()
     fetches = 0

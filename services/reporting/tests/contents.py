@@ -44,7 +44,7 @@ async def consume_all(bus: Bus, handler: Handler, *, max_messages: int = 1000) -
     async def is_done() -> bool:
         if consuming.done():
             await consuming
-        ends = {state.source: state.next_offset for spec, states in (await bus.topics()).items() if spec.name in TOPICS for state in states}
+        ends = {state.source: state.next_offset for states in (await bus.topics(TOPICS)).values() for state in states}
         committed = {lag.source: lag.committed for lag in await bus.lag(GROUP)}
         return all(committed.get(source) == end for source, end in ends.items() if end)
 

@@ -182,7 +182,7 @@ async def partitions(bus: Bus) -> dict[TopicPartition, PartitionState]:
     """All that the group reads, with its dead letters: what was replayed since is replayed again."""
     read = {topic.name for topic in load_topics((files("regulars") / "topics.yaml").read_text("utf-8")) if GROUP in topic.consumers}
     read.add(dead_letters_topic(GROUP))
-    return {state.source: state for spec, states in (await bus.topics()).items() if spec.name in read for state in states}
+    return {state.source: state for states in (await bus.topics(read)).values() for state in states}
 
 
 async def events_at(bus: Bus, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, str]:

@@ -112,7 +112,7 @@ async def _await_ready(settings: BusSettings, specs: Sequence[TopicSpec], second
         missing = ["its brokers"]
         with suppress(BusUnavailable):
             async with connect(settings, client_name="await-ready") as bus:
-                there = {spec.name for spec in await bus.topics()}
+                there = {spec.name for spec in await bus.topics({spec.name for spec in specs})}
             missing = [spec.name for spec in specs if spec.name not in there]
         if not missing:
             return

@@ -4,7 +4,7 @@ Delivery is at least once and in order within a partition, also after the death 
 exactly once keeps the ids of what took effect beside it (`kit.bus.inbox`) or writes facts that replace themselves.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -180,8 +180,11 @@ class Bus(Protocol):
             TopicDiffers: one exists with another number of partitions; nothing was changed.
         """
 
-    async def topics(self) -> Mapping[TopicSpec, Sequence[PartitionState]]:
-        """Every topic with the state of its partitions."""
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[TopicSpec, Sequence[PartitionState]]:
+        """Those topics of `names` that there are, with the state of their partitions; without names every one.
+
+        A bus may be shared with other systems, whose topics may be many: whoever knows which it means says so.
+        """
 
     async def publish(self, events: Sequence[Event]) -> None:
         """Returns when every event is durable, those of a key in the order given.

@@ -1,7 +1,7 @@
 """Rebuilding over a real bus and a real ClickHouse. A process that is killed is a rebuilder that is closed at that point."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -190,10 +190,10 @@ class Trimmed:
     async def __aexit__(self, *_: object) -> None:
         await self._bus.__aexit__(None, None, None)
 
-    async def topics(self) -> Mapping[TopicSpec, Sequence[PartitionState]]:
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[TopicSpec, Sequence[PartitionState]]:
         return {
             spec: [PartitionState(state.source, min(1, state.next_offset), state.next_offset) for state in states]
-            for spec, states in (await self._bus.topics()).items()
+            for spec, states in (await self._bus.topics(names)).items()
         }
 
 

@@ -1,7 +1,7 @@
 """What operators and preparation ask of Kafka: topics, offsets, groups. Each question has a connection of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -82,6 +82,8 @@ class Administration:
         if not asked:
             return {}
         async with self._consumer("read offsets") as consumer:
+            # The client would learn of one topic after the other, and pause a tenth of a second before each.
+            await consumer._client.set_topics({source.topic for source in asked})  # noqa: SLF001  # no other way that does not fetch
             first = await consumer.beginning_offsets(asked)
             following = await consumer.end_offsets(asked)
         return {
@@ -90,10 +92,11 @@ class Administration:
             if source in first and source in following
         }
 
-    async def topics(self) -> dict[TopicSpec, Sequence[PartitionState]]:
+    async def topics(self, names: Collection[str] | None = None) -> dict[TopicSpec, Sequence[PartitionState]]:
         """See `kit.bus.interface.Bus`."""
         async with self._admin("describe topics") as admin:
-            counts = _counts(await admin.describe_topics())
+            # All of them in any case: to ask for one that is missing makes it, where brokers create topics by themselves.
+            counts = {name: count for name, count in _counts(await admin.describe_topics()).items() if names is None or name in names}
             settings = await _topic_settings(admin, counts)
         states = await self.states(TopicPartition(name, number) for name, count in counts.items() for number in range(count))
         return {

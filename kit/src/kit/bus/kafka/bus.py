@@ -1,7 +1,7 @@
 """`KafkaBus`: see `kit.bus.interface.Bus` for what its methods promise."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
 
@@ -51,8 +51,8 @@ class KafkaBus:
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         await self._administration.create_topics(topics)
 
-    async def topics(self) -> Mapping[TopicSpec, Sequence[PartitionState]]:
-        return await self._administration.topics()
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[TopicSpec, Sequence[PartitionState]]:
+        return await self._administration.topics(names)
 
     async def publish(self, events: Sequence[Event]) -> None:
         await self._know({event.topic for event in events})

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Self
 
@@ -64,6 +64,7 @@ ON CONFLICT DO NOTHING
 _TOPICS = """
 SELECT t.name, t.partitions, t.retention, p.partition, p.first_offset, p.next_offset
 FROM topics AS t JOIN partitions AS p ON p.topic = t.name
+WHERE $1::text[] IS NULL OR t.name = ANY($1)
 ORDER BY t.name, p.partition
 """
 _IS_ALIVE = "abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2"
@@ -135,10 +136,10 @@ class PostgresBus:
                 [topic.retention for topic in topics],
             )
 
-    async def topics(self) -> Mapping[TopicSpec, Sequence[PartitionState]]:
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[TopicSpec, Sequence[PartitionState]]:
         """See `kit.bus.interface.Bus`."""
         async with self._link.use("list topics") as connection:
-            rows = await connection.fetch(_TOPICS)
+            rows = await connection.fetch(_TOPICS, None if names is None else list(names))
         found: dict[TopicSpec, list[PartitionState]] = {}
         for name, partitions, retention, number, first_offset, next_offset in rows:
             state = PartitionState(TopicPartition(name, number), first_offset, next_offset)

@@ -446,7 +446,7 @@ def _reason(error: Exception) -> str:
 
 async def _offsets_of(bus: Bus) -> tuple[Offsets, Offsets]:
     """The first and the next offset of each partition of the topics that facts are made of."""
-    states = [state for spec, states in (await bus.topics()).items() if spec.name in TOPICS for state in states]
+    states = [state for states in (await bus.topics(TOPICS)).values() for state in states]
     return {state.source: state.first_offset for state in states}, {state.source: state.next_offset for state in states}
 
 

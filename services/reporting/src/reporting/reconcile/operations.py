@@ -246,7 +246,7 @@ async def _unread(bus_of: Callable[[], Bus]) -> int | None:
     try:
         async with bus_of() as bus:
             known: Mapping[Any, int] = {lag.source: lag.messages for lag in await bus.lag(GROUP)}
-            states = [state for spec, states in (await bus.topics()).items() if spec.name in TOPICS for state in states]
+            states = [state for states in (await bus.topics(TOPICS)).values() for state in states]
     except BusUnavailable:
         return None
     # A partition that was never read is behind by all that it holds.
