@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import ipaddress
 import signal
-import socket
 import ssl
 import sys
 import uuid
@@ -40,6 +39,7 @@ from kit.ids import uuid7
 from kit.outbox import Event
 from kit.settings import SettingsInvalid, load
 from regulars_cli.up.kafka import LocalKafka
+from tests.bus.guarded import GuardedKafka, signing_in
 
 PARTITIONS = 4
 TYPE = "regulars.test.v1.Counted"
@@ -488,19 +488,11 @@ async def is_there(bus: Bus, spec: TopicSpec) -> bool:
 
 async def test_a_broker_that_asks_for_tls_and_a_password_is_served(tmp_path: Path) -> None:
     ca, keystore = certificates(tmp_path)
-    settings = {
-        "listener.security.protocol.map": "PLAINTEXT:SASL_SSL,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name": "PLAINTEXT",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+    settings = signing_in("SASL_SSL", {"broker": "b", "regulars": "s3cret"}) | {
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(keystore),
         "ssl.truststore.type": "PEM",
         "ssl.truststore.location": str(ca),
-        "listener.name.plaintext.plain.sasl.jaas.config": (
-            "org.apache.kafka.common.security.plain.PlainLoginModule required "
-            'username="broker" password="b" user_broker="b" user_regulars="s3cret";'
-        ),
     }
     password = tmp_path / "password"
     password.write_text("s3cret\n")
@@ -568,15 +560,6 @@ def test_settings_become_what_the_client_asks_for(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_refused_in_a_sentence(environment: Mapping[str, str], fault: str) -> None:
     with pytest.raises(SettingsInvalid, match=fault):
         KafkaBus(load(BusSettings, {"BUS_URL": "kafka://a:9092", **environment}), "me")
-
-
-class GuardedKafka(LocalKafka):
-    """One that answers nobody who does not say who he is."""
-
-    def is_ready(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(self.bootstrap.rpartition(":")[2])), timeout=2):
-            return True
-        return False
 
 
 def certificates(folder: Path) -> tuple[Path, Path]:
