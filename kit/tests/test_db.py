@@ -274,6 +274,15 @@ def test_a_connection_that_was_closed_before_it_was_used_may_be_had_again() -> N
     assert not may_retry(asyncpg.InterfaceError("cannot perform operation: another operation is in progress"))
 
 
+async def test_a_commit_that_is_refused_for_its_data_may_not_be_retried(engine: AsyncEngine) -> None:
+    async with transaction(engine) as connection:
+        await raw(connection).execute("CREATE TABLE later (mark integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(asyncpg.UniqueViolationError) as caught:
+        async with transaction(engine) as connection:
+            await raw(connection).execute("INSERT INTO later VALUES (1), (1)")
+    assert not may_retry(caught.value)
+
+
 @pytest.mark.parametrize(
     "error, level",
     [

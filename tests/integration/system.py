@@ -217,7 +217,7 @@ class System:
     def logs(self) -> dict[str, str]:
         """Everything that every process has logged, by file; and the console."""
         files = [self._console, *sorted((self.var / "log").glob("*.log*"))]
-        return {file.name: file.read_text("utf-8", "replace") for file in files}
+        return {file.name: file.read_text("utf-8", "replace") for file in files if file.exists()}
 
     def errors_logged(self) -> list[str]:
         """Every line of any log that says that something happened which nobody foresaw."""

@@ -214,8 +214,7 @@ async def transaction(engine: AsyncEngine, *, snapshot: bool = False) -> AsyncIt
                 yield connection
             _answered[engine] = asyncio.get_running_loop().time()
         except Exception as error:
-            # Still open when its block is over: the driver, confused by the end of the session, could not even roll it back.
-            if _is_lost(driver, error) or driver.is_in_transaction():
+            if _is_lost(driver, error):
                 raise ConnectionLost from error
             raise
         finally:
@@ -263,9 +262,14 @@ def _is_lost(driver: RawConnection, error: Exception) -> bool:
 
     A server that ends a session between two statements may find the driver in a state that it then takes for a fault of its own.
     """
-    if isinstance(_by_driver(error), asyncpg.InternalClientError):
+    if is_confused(error):
         driver.terminate()
     return driver.is_closed()
+
+
+def is_confused(error: BaseException) -> bool:
+    """Whether the driver took the end of a session for a fault of its own; the rollback, which it then refuses too, hides that."""
+    return any(isinstance(_by_driver(each), asyncpg.InternalClientError) for each in (error, error.__context__) if each is not None)
 
 
 def _by_driver(error: BaseException) -> BaseException:
@@ -310,8 +314,9 @@ def forgive_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str,
     When a call, or the opening of a connection, is given up in the very moment in which the server goes, the driver leaves its wait behind
     with the connection's end as its exception. Whoever acted on it has been told; only what nobody retrieved is seen here.
     """
-    if isinstance(context.get("exception"), asyncpg.PostgresConnectionError | ConnectionError) and "task" not in context:
-        log.warning("a connection to the database ended while nobody waited for it")
+    error = context.get("exception")
+    if isinstance(error, asyncpg.PostgresConnectionError | ConnectionError) and "future" in context:
+        log.warning("a connection ended while nobody waited for it", extra={"error": type(error).__name__})
     else:
         loop.default_exception_handler(context)
 

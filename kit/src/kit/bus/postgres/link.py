@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 
 from kit.bus.interface import BusUnavailable
-from kit.db import RawConnection, may_retry, open_connection
+from kit.db import RawConnection, is_confused, may_retry, open_connection
 
 # Beyond what `kit.db` holds for transient: a statement cancelled by its time or an operator, and a server that only reads while its
 # role changes. Nothing that the bus asks for is harmed by asking again.
@@ -69,8 +69,7 @@ class Link:
                 yield await self._open()
             except Exception as error:
                 connection = self._connection
-                # Still open when its block is over: the driver, confused by the end of the session, could not even roll it back.
-                lost = connection is not None and (connection.is_closed() or connection.is_in_transaction())
+                lost = connection is not None and (connection.is_closed() or is_confused(error))
                 transient = lost or may_retry(error) or getattr(error, "sqlstate", None) in _ALSO_TRANSIENT
                 # Without an answer of the server it is not known what the connection is still busy with.
                 if lost or isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | asyncpg.InternalClientError):
