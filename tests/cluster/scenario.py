@@ -235,20 +235,21 @@ class Scenario:
         await self._cluster.helm("uninstall", RELEASE, "--wait", "--timeout", "180s")
         kinds = "pods,services,deployments,statefulsets,jobs,configmaps,secrets,networkpolicies,hpa,pdb,serviceaccounts,pvc,cronjobs"
 
-        left: list[str] = []
-        kept: list[str] = []
-
-        async def nothing_else_is_left() -> bool:
+        async def left() -> tuple[list[str], list[str]]:
+            """What must not be lost, and anything else."""
             names = (await self._cluster.kubectl("get", kinds, "-o", "name")).out.split()
             own = [name for name in names if RELEASE in name and PROBE not in name]
-            kept[:] = [name for name in own if name.startswith(("persistentvolumeclaim/", "secret/"))]
-            left[:] = sorted(set(own) - set(kept))
-            return not left
+            kept = [name for name in own if name.startswith(("persistentvolumeclaim/", "secret/"))]
+            return kept, sorted(set(own) - set(kept))
+
+        async def nothing_else_is_left() -> bool:
+            return not (await left())[1]
 
         # What something else owned is collected a while after its owner.
         with suppress(NotInTime):
             await until(nothing_else_is_left, "what is left", 120)
-        require(not left, f"left behind: {', '.join(left)}")
+        kept, others = await left()
+        require(not others, f"left behind: {', '.join(others)}")
         return f"nothing is left but what must not be lost: {', '.join(kept) or 'nothing'}"
 
     async def _change(self, *command: str, expect: str) -> str:

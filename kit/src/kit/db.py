@@ -262,12 +262,12 @@ def _is_lost(driver: RawConnection, error: Exception) -> bool:
 
     A server that ends a session between two statements may find the driver in a state that it then takes for a fault of its own.
     """
-    if is_confused(error):
+    if _is_confused(error):
         driver.terminate()
     return driver.is_closed()
 
 
-def is_confused(error: BaseException) -> bool:
+def _is_confused(error: BaseException) -> bool:
     """Whether the driver took the end of a session for a fault of its own; the rollback, which it then refuses too, hides that."""
     return any(isinstance(_by_driver(each), asyncpg.InternalClientError) for each in (error, error.__context__) if each is not None)
 
@@ -302,7 +302,7 @@ def may_retry(error: BaseException) -> bool:
     # A server that goes down twice while a connection is had: driver and pool call it a misuse, in words alone.
     if isinstance(cause, asyncpg.InterfaceError | InvalidRequestError) and "closed" in str(cause):
         return True
-    if isinstance(cause, asyncpg.InternalClientError):
+    if _is_confused(error):
         return True
     invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
     return invalidated or isinstance(cause, OSError | TimeoutError | PoolTimeout)

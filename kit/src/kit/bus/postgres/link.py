@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 
 from kit.bus.interface import BusUnavailable
-from kit.db import RawConnection, is_confused, may_retry, open_connection
+from kit.db import RawConnection, may_retry, open_connection
 
 # Beyond what `kit.db` holds for transient: a statement cancelled by its time or an operator, and a server that only reads while its
 # role changes. Nothing that the bus asks for is harmed by asking again.
@@ -69,7 +69,7 @@ class Link:
                 yield await self._open()
             except Exception as error:
                 connection = self._connection
-                lost = connection is not None and (connection.is_closed() or is_confused(error))
+                lost = connection is not None and connection.is_closed()
                 transient = lost or may_retry(error) or getattr(error, "sqlstate", None) in _ALSO_TRANSIENT
                 # Without an answer of the server it is not known what the connection is still busy with.
                 if lost or isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | asyncpg.InternalClientError):
